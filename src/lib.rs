@@ -1,0 +1,18 @@
+#![doc = include_str!("architecture.md")]
+
+pub mod config;
+pub mod event;
+pub mod lifecycle;
+pub mod signature;
+pub mod telemetry;
+
+pub mod api;
+pub mod enrich;
+pub mod ingest;
+pub mod lake;
+pub mod receive;
+pub mod table;
+pub mod topic;
+
+pub mod cli;
+pub mod emulator;

@@ -1,0 +1,3 @@
+//! Conversations and callbacks as Arrow.
+
+pub mod row;
