@@ -10,10 +10,10 @@ pub mod api;
 pub mod enrich;
 pub mod ingest;
 pub mod lake;
-pub mod verify;
 pub mod receive;
 pub mod table;
 pub mod topic;
+pub mod verify;
 
 pub mod cli;
 pub mod emulator;

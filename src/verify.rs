@@ -53,7 +53,10 @@ impl Report {
     }
 
     fn add(&mut self, conversation_id: &str, why: String) {
-        self.problems.push(Problem { conversation_id: conversation_id.to_owned(), why });
+        self.problems.push(Problem {
+            conversation_id: conversation_id.to_owned(),
+            why,
+        });
     }
 }
 
@@ -73,7 +76,9 @@ pub enum VerifyError {
     #[error("the API's list of closed conversations could not be read")]
     Api(#[from] ApiError),
     /// The list does not end.
-    #[error("the API's list of closed conversations repeats a page token or has more than {MAX_PAGES} pages")]
+    #[error(
+        "the API's list of closed conversations repeats a page token or has more than {MAX_PAGES} pages"
+    )]
     EndlessList,
     /// The lake could not be read.
     #[error("the lake could not be read")]
@@ -128,19 +133,31 @@ fn judge(report: &mut Report, id: &str, held: &Held, listed: bool) {
     let Some(completeness) = held.completeness else {
         // Rows without a ledger entry: the second commit is not there yet.
         report.missing += 1;
-        report.add(id, format!("missing: {} communications are written, its own row is not", held.communication_rows));
+        report.add(
+            id,
+            format!(
+                "missing: {} communications are written, its own row is not",
+                held.communication_rows
+            ),
+        );
         return;
     };
     if held.ledger_rows > 1 {
         report.torn += 1;
-        report.add(id, format!("doubled: {} rows in conversations", held.ledger_rows));
+        report.add(
+            id,
+            format!("doubled: {} rows in conversations", held.ledger_rows),
+        );
         return;
     }
     if held.communications != held.communication_rows {
         report.torn += 1;
         report.add(
             id,
-            format!("torn: {} rows in communications, its ledger says {}", held.communication_rows, held.communications),
+            format!(
+                "torn: {} rows in communications, its ledger says {}",
+                held.communication_rows, held.communications
+            ),
         );
         return;
     }
@@ -150,11 +167,17 @@ fn judge(report: &mut Report, id: &str, held: &Held, listed: bool) {
         Completeness::Complete => report.complete += 1,
         Completeness::Partial => {
             report.partial += 1;
-            report.add(id, format!("partial: the API did not give {}", held.missing.join(", ")));
+            report.add(
+                id,
+                format!("partial: the API did not give {}", held.missing.join(", ")),
+            );
         }
         Completeness::Gone => {
             report.missing += 1;
-            report.add(id, "missing: it was gone when it was fetched, and the API lists it now".to_owned());
+            report.add(
+                id,
+                "missing: it was gone when it was fetched, and the API lists it now".to_owned(),
+            );
         }
     }
 }
@@ -165,7 +188,11 @@ async fn closed_conversations(api: &Api) -> Result<BTreeSet<String>, VerifyError
     let mut seen = BTreeSet::new();
     for _ in 0..MAX_PAGES {
         let page = api.closed_conversations_page(token.as_deref()).await?.value;
-        closed.extend(page.items.into_iter().map(|conversation| conversation.id));
+        closed.extend(
+            page.items
+                .into_iter()
+                .filter_map(|conversation| conversation.id),
+        );
         match page.next_token {
             None => return Ok(closed),
             Some(next) if !seen.insert(next.clone()) => return Err(VerifyError::EndlessList),
@@ -181,10 +208,18 @@ async fn held(
     report: &mut Report,
 ) -> Result<BTreeMap<String, Held>, LakeError> {
     let mut held: BTreeMap<String, Held> = BTreeMap::new();
-    let columns = ["conversation_id", "completeness", "missing", "communications"];
+    let columns = [
+        "conversation_id",
+        "completeness",
+        "missing",
+        "communications",
+    ];
     let mut batches = lake.table(TableName::Conversations).read(&columns).await?;
     while let Some(batch) = batches.next().await? {
-        let (ids, completeness) = (text(&batch, "conversation_id"), text(&batch, "completeness"));
+        let (ids, completeness) = (
+            text(&batch, "conversation_id"),
+            text(&batch, "completeness"),
+        );
         let missing = column(&batch, "missing").as_list::<i32>();
         let communications = column(&batch, "communications").as_primitive::<Int64Type>();
         for row in 0..batch.num_rows() {
@@ -193,7 +228,12 @@ async fn held(
             entry.completeness = Completeness::from_column(completeness.value(row));
             entry.communications = communications.value(row);
             let names = missing.value(row);
-            entry.missing = names.as_string::<i32>().iter().flatten().map(str::to_owned).collect();
+            entry.missing = names
+                .as_string::<i32>()
+                .iter()
+                .flatten()
+                .map(str::to_owned)
+                .collect();
         }
     }
     let columns = ["conversation_id", "channel"];
@@ -232,7 +272,8 @@ async fn announced(lake: &Lake, missing: &BTreeSet<String>) -> Result<BTreeSet<S
         for row in 0..batch.num_rows() {
             if types.value(row) == event_type::CONVERSATION_UPDATED
                 && missing.contains(ids.value(row))
-                && CallbackEvent::parse(bodies.value(row).as_bytes()).is_ok_and(|event| event.is_close())
+                && CallbackEvent::parse(bodies.value(row).as_bytes())
+                    .is_ok_and(|event| event.is_close())
             {
                 announced.insert(ids.value(row).to_owned());
             }
@@ -242,7 +283,10 @@ async fn announced(lake: &Lake, missing: &BTreeSet<String>) -> Result<BTreeSet<S
 }
 
 fn column<'a>(batch: &'a RecordBatch, name: &str) -> &'a dyn Array {
-    batch.column_by_name(name).expect("read() answers with the columns asked for").as_ref()
+    batch
+        .column_by_name(name)
+        .expect("read() answers with the columns asked for")
+        .as_ref()
 }
 
 fn text<'a>(batch: &'a RecordBatch, name: &str) -> &'a arrow::array::StringArray {

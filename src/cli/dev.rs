@@ -15,8 +15,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::api::{self, Api};
+use crate::config::Secrets;
 use crate::config::args::{CallbackArgs, Dev, FlushArgs};
-use crate::config::{Secret, Secrets};
 use crate::emulator::Emulator;
 use crate::lake::{Access, Lake};
 use crate::lifecycle::{DRAIN_DEADLINE, Stop};
@@ -90,7 +90,11 @@ struct Quantiles {
 pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
     let mut topic_args = args.topics.clone();
     topic_args.create_topics = true;
-    let kafka = args.kafka.clone().map(|brokers| kafka_at(brokers, &topic_args)).transpose()?;
+    let kafka = args
+        .kafka
+        .clone()
+        .map(|brokers| kafka_at(brokers, &topic_args))
+        .transpose()?;
     let json = args.json;
     let summary = runtime(cores())?.block_on(async move {
         let (stop, interrupted) = (Stop::new(), Stop::new());
@@ -109,7 +113,11 @@ pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
         summary.await.context("dev ended before it had a result")
     })?;
     let complete = summary.verify.partial + summary.verify.missing == 0;
-    print(&if json { format!("{}\n", serde_json::to_string(&summary)?) } else { text(&summary) })?;
+    print(&if json {
+        format!("{}\n", serde_json::to_string(&summary)?)
+    } else {
+        text(&summary)
+    })?;
     Ok(if complete { Exit::Done } else { Exit::Found })
 }
 
@@ -136,13 +144,18 @@ impl World {
             Some((settings, topics)) => (settings, topics, None),
             None => {
                 let topics = Topics::named(&args.topics.topic);
-                let embedded = EmbeddedCluster::start(EMBEDDED_PARTITIONS, &topics)?;
+                let embedded = EmbeddedCluster::start(EMBEDDED_PARTITIONS, &topics.all())?;
                 (embedded.settings(), topics, Some(embedded))
             }
         };
         if embedded.is_none() {
-            topic::create_topics(&settings, &topics, args.topics.partitions, args.topics.replication)
-                .await?;
+            topic::create_topics(
+                &settings,
+                &topics,
+                args.topics.partitions,
+                args.topics.replication,
+            )
+            .await?;
         }
         let cluster = topic::cluster_id(&settings, DRAIN_DEADLINE).await?;
         let publisher = Publisher::start(&settings)?;
@@ -153,17 +166,36 @@ impl World {
         let emulator = Emulator::start(options, process.clock, process.stop.child()).await?;
         let api = start_api(&emulator, &secrets, args, process)?;
         let flush = FlushArgs::for_dev(args.flush_interval, args.settle);
-        let groups = Groups { settings, topics, cluster, group: "convolake".to_owned(), flush };
+        let groups = Groups {
+            settings,
+            topics,
+            cluster,
+            group: "convolake".to_owned(),
+            flush,
+        };
         let watched = groups.spawn(process, Arc::clone(&lake), api.clone(), &publisher);
-        Ok(World { emulator, publisher, lake, api, watched, _embedded: embedded })
+        Ok(World {
+            emulator,
+            publisher,
+            lake,
+            api,
+            watched,
+            _embedded: embedded,
+        })
     }
 
     /// Plays the traffic, waits until it is all in the lake, verifies.
     async fn play(self, args: &Dev, interrupted: &Stop) -> anyhow::Result<Summary> {
         let started = Instant::now();
         self.pace(args.traffic.conversations, interrupted).await;
-        let patience = if interrupted.is_requested() { DRAIN_DEADLINE / 2 } else { CATCH_UP };
-        let caught_up = self.catch_up(args.flush_interval + args.settle + patience).await;
+        let patience = if interrupted.is_requested() {
+            DRAIN_DEADLINE / 2
+        } else {
+            CATCH_UP
+        };
+        let caught_up = self
+            .catch_up(args.flush_interval + args.settle + patience)
+            .await;
         let seconds = started.elapsed().as_secs_f64();
         if !caught_up {
             tracing::warn!("the ingester did not catch up; the verdict is of what it had written");
@@ -190,7 +222,11 @@ impl World {
                 duplicate: counts.duplicates,
             },
             api_calls: calls_before_verify,
-            lake: LakeSummary { path: args.lake.clone(), files: files.0, bytes: files.1 },
+            lake: LakeSummary {
+                path: args.lake.clone(),
+                files: files.0,
+                bytes: files.1,
+            },
             verify: Verdict {
                 complete: report.complete,
                 partial: report.partial,
@@ -219,7 +255,8 @@ impl World {
                 _ = ticks.tick() => {}
             }
             let counts = self.emulator.counts();
-            self.emulator.gate(counts.deliveries_accepted.saturating_sub(self.passed()) < MAX_BEHIND);
+            self.emulator
+                .gate(counts.deliveries_accepted.saturating_sub(self.passed()) < MAX_BEHIND);
             bar.set_position(counts.conversations_closed);
         }
         self.emulator.gate(!interrupted.is_requested());
@@ -240,7 +277,10 @@ impl World {
 
     /// Records that both groups are done with.
     fn passed(&self) -> u64 {
-        self.watched.archive.passed().min(self.watched.enricher.passed())
+        self.watched
+            .archive
+            .passed()
+            .min(self.watched.enricher.passed())
     }
 }
 
@@ -252,9 +292,9 @@ async fn start_receiver(
 ) -> anyhow::Result<CallbackArgs> {
     let listener = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
     let address = listener.local_addr()?;
-    let public_url: PublicUrl = PUBLIC_URL.parse().expect("a constant that a test parses");
+    let public_url = PublicUrl::parse(PUBLIC_URL)?;
     let settings = receive::Settings {
-        verifier: Verifier::new(public_url.clone(), secrets.signing_keys()?),
+        verifier: Verifier::new(public_url.clone(), secrets.signing_keys()?)?,
         topics: topics.clone(),
         max_connections: 1024,
     };
@@ -262,7 +302,10 @@ async fn start_receiver(
     process.tasks.spawn("receive", async move {
         Ok(receive::serve(listener, settings, publisher, clock, stop).await?)
     });
-    Ok(CallbackArgs { callback_url: Some(public_url), callback_connect: Some(address) })
+    Ok(CallbackArgs {
+        callback_url: Some(public_url),
+        callback_connect: Some(address),
+    })
 }
 
 fn start_api(
@@ -271,9 +314,9 @@ fn start_api(
     args: &Dev,
     process: &Process,
 ) -> anyhow::Result<Api> {
-    let (user, password): (String, Secret) = secrets.basic_auth()?;
+    let (user, password) = secrets.basic_auth()?;
     let origin = format!("http://{}", emulator.address()).parse()?;
-    let mut settings = api::Settings::new(origin, api::Credentials { user, password });
+    let mut settings = api::Settings::new(origin, api::Credentials::new(user, password.expose()));
     settings.requests_per_second = args.requests_per_second;
     Ok(Api::new(settings, process.clock)?)
 }
@@ -290,10 +333,23 @@ fn progress_bar(conversations: u64) -> indicatif::ProgressBar {
 
 /// The summary for a person, with the line to try next.
 fn text(summary: &Summary) -> String {
-    let channels: Vec<String> =
-        summary.by_channel.iter().map(|(channel, rows)| format!("{channel} {rows}")).collect();
-    let Summary { callbacks, lake, verify, close_to_queryable_ms: queryable, .. } = summary;
-    let verdict = if verify.partial + verify.missing == 0 { "complete" } else { "NOT complete" };
+    let channels: Vec<String> = summary
+        .by_channel
+        .iter()
+        .map(|(channel, rows)| format!("{channel} {rows}"))
+        .collect();
+    let Summary {
+        callbacks,
+        lake,
+        verify,
+        close_to_queryable_ms: queryable,
+        ..
+    } = summary;
+    let verdict = if verify.partial + verify.missing == 0 {
+        "complete"
+    } else {
+        "NOT complete"
+    };
     format!(
         "conversations       {} (seed {})\n\
          communications      {}: {}\n\

@@ -34,13 +34,26 @@ async fn serve(
     let api = Api::new(api, process.clock)?;
     process.readiness.dependency("lake").up();
     let kafka_up = process.readiness.dependency("kafka");
-    create_topics(&settings, &topics, &args.kafka.topics, &kafka_up, &process.stop).await;
+    create_topics(
+        &settings,
+        &topics,
+        &args.kafka.topics,
+        &kafka_up,
+        &process.stop,
+    )
+    .await;
     let Some(cluster) = cluster(&settings, &kafka_up, &process.stop).await else {
         return process.tasks.finish().await;
     };
     kafka_up.up();
     let publisher = Publisher::start(&settings)?;
-    let groups = Groups { settings, topics, cluster, group: args.group, flush: args.flush };
+    let groups = Groups {
+        settings,
+        topics,
+        cluster,
+        group: args.group,
+        flush: args.flush,
+    };
     groups.spawn(&mut process, lake, api, &publisher);
     let ended = process.tasks.finish().await;
     let closed = publisher.close(DRAIN_DEADLINE / 4).await;
@@ -51,7 +64,10 @@ async fn serve(
 /// The API's settings: origin, budget, credentials.
 pub(super) fn api(args: &ApiArgs, secrets: &Secrets) -> Result<api::Settings, Invalid> {
     let (user, password) = secrets.basic_auth()?;
-    let mut settings = api::Settings::new(args.api_url.clone(), api::Credentials { user, password });
+    let mut settings = api::Settings::new(
+        args.api_url.clone(),
+        api::Credentials::new(user, password.expose()),
+    );
     settings.requests_per_second = args.requests_per_second;
     Ok(settings)
 }
@@ -100,8 +116,13 @@ impl Groups {
         api_up.up();
         let archive = Arc::new(Archive::new(Arc::clone(&lake), process.clock));
         let enricher = Enricher::new(api, process.clock);
-        let work =
-            Arc::new(EnricherWork::new(enricher, lake, process.clock, self.flush.settle, api_up));
+        let work = Arc::new(EnricherWork::new(
+            enricher,
+            lake,
+            process.clock,
+            self.flush.settle,
+            api_up,
+        ));
         let watched = Watched {
             archive: Arc::default(),
             enricher: Arc::default(),

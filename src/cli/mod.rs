@@ -64,12 +64,19 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// The only place where an error becomes text for a person.
-#[expect(clippy::print_stderr, reason = "an error before or after logging is for the terminal")]
+#[expect(
+    clippy::print_stderr,
+    reason = "an error before or after logging is for the terminal"
+)]
 fn report(error: &anyhow::Error) -> Exit {
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
         // Help and version are errors to clap, and go to standard output.
         let _ = usage.print();
-        return if usage.use_stderr() { Exit::Usage } else { Exit::Done };
+        return if usage.use_stderr() {
+            Exit::Usage
+        } else {
+            Exit::Done
+        };
     }
     let broken_pipe = error
         .downcast_ref::<std::io::Error>()
@@ -78,7 +85,11 @@ fn report(error: &anyhow::Error) -> Exit {
         return Exit::Done;
     }
     eprintln!("convolake: {error:#}");
-    if error.chain().any(|cause| cause.is::<Invalid>()) { Exit::Usage } else { Exit::Failed }
+    if error.chain().any(|cause| cause.is::<Invalid>()) {
+        Exit::Usage
+    } else {
+        Exit::Failed
+    }
 }
 
 /// Prints a result.
@@ -126,9 +137,18 @@ impl Process {
         let listener = telemetry::bind_ops(ops_listen).await?;
         let ops = listener.local_addr()?;
         let metrics = telemetry::start_metrics();
-        tasks.spawn("ops", telemetry::serve_ops(listener, readiness.clone(), metrics, stop.clone()));
+        tasks.spawn(
+            "ops",
+            telemetry::serve_ops(listener, readiness.clone(), metrics, stop.clone()),
+        );
         tracing::info!(role, version = env!("CARGO_PKG_VERSION"), %ops, "starting");
-        Ok(Process { stop, tasks, clock: Clock::system(), readiness, ops })
+        Ok(Process {
+            stop,
+            tasks,
+            clock: Clock::system(),
+            readiness,
+            ops,
+        })
     }
 }
 
@@ -146,7 +166,9 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Threads for a role that computes as well as waits.
 fn cores() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).max(2)
+    std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .max(2)
 }
 
 /// Binds a role's listener.
@@ -162,9 +184,14 @@ fn kafka(args: &KafkaArgs) -> anyhow::Result<(topic::Settings, Topics)> {
 }
 
 fn kafka_at(brokers: String, topics: &TopicArgs) -> anyhow::Result<(topic::Settings, Topics)> {
-    let settings =
-        topic::Settings { brokers, properties: topics.kafka_properties.clone(), cluster: None };
-    settings.check().map_err(|error| Invalid(format!("--kafka-property: {error}")))?;
+    let settings = topic::Settings {
+        brokers,
+        properties: topics.kafka_properties.clone(),
+        cluster: None,
+    };
+    settings
+        .validate()
+        .map_err(|error| Invalid(format!("--kafka-property: {error}")))?;
     Ok((settings, Topics::named(&topics.topic)))
 }
 
@@ -179,8 +206,14 @@ async fn create_topics(
     if !args.create_topics {
         return;
     }
-    while let Some(Err(error)) =
-        stop.race(topic::create_topics(settings, topics, args.partitions, args.replication)).await
+    while let Some(Err(error)) = stop
+        .race(topic::create_topics(
+            settings,
+            topics,
+            args.partitions,
+            args.replication,
+        ))
+        .await
     {
         ready.down(error.to_string());
         if stop.race(tokio::time::sleep(KAFKA_PAUSE)).await.is_none() {
@@ -194,4 +227,3 @@ const KAFKA_PAUSE: Duration = Duration::from_secs(2);
 
 /// Longest time one look at the brokers may take.
 const KAFKA_CHECK: Duration = Duration::from_secs(2);
-

@@ -10,7 +10,7 @@ use crate::{receive, telemetry, topic};
 use super::{Exit, KAFKA_CHECK, KAFKA_PAUSE, Process, bind, create_topics, kafka, runtime};
 
 pub(super) fn run(args: Receive, secrets: &Secrets) -> anyhow::Result<Exit> {
-    let verifier = Verifier::new(args.public_url.clone(), secrets.signing_keys()?);
+    let verifier = Verifier::new(args.public_url.clone(), secrets.signing_keys()?)?;
     let (settings, topics) = kafka(&args.kafka)?;
     // One thread owns connections and acknowledgements: more were measured to be slower.
     runtime(1)?.block_on(serve(args, verifier, settings, topics))?;
@@ -59,9 +59,8 @@ pub(super) async fn watch(
     ready: &telemetry::Dependency,
     stop: &crate::lifecycle::Stop,
 ) {
-    let names = [topics.events.as_str(), &topics.quarantine, &topics.dead_letters];
     while !stop.is_requested() {
-        match stop.race(publisher.check(&names, KAFKA_CHECK)).await {
+        match stop.race(publisher.check(&topics.all(), KAFKA_CHECK)).await {
             Some(Ok(())) => ready.up(),
             Some(Err(error)) => ready.down(error.to_string()),
             None => return,

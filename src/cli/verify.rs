@@ -23,7 +23,11 @@ pub(super) fn run(args: Verify, secrets: &Secrets) -> anyhow::Result<Exit> {
     } else {
         print(&text(&report))?;
     }
-    Ok(if report.is_complete() { Exit::Done } else { Exit::Found })
+    Ok(if report.is_complete() {
+        Exit::Done
+    } else {
+        Exit::Found
+    })
 }
 
 /// The report for a person.
@@ -37,9 +41,17 @@ pub(super) fn text(report: &Report) -> String {
         let _ = writeln!(out, "  {}: {}", problem.conversation_id, problem.why);
     }
     if report.problems.len() > NAMED {
-        let _ = writeln!(out, "  … and {} more (--json names all)", report.problems.len() - NAMED);
+        let _ = writeln!(
+            out,
+            "  … and {} more (--json names all)",
+            report.problems.len() - NAMED
+        );
     }
-    let verdict = if report.is_complete() { "complete" } else { "NOT complete" };
+    let verdict = if report.is_complete() {
+        "complete"
+    } else {
+        "NOT complete"
+    };
     let _ = writeln!(out, "verdict: {verdict}");
     out
 }

@@ -15,7 +15,12 @@ use crate::telemetry::LogFormat;
 
 /// Signed conversation callbacks in, Kafka through, an exact Parquet lake out.
 #[derive(Debug, Parser)]
-#[command(name = "convolake", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "convolake",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
 pub struct Cli {
     /// What to run.
     #[command(subcommand)]
@@ -27,7 +32,12 @@ pub struct Cli {
     #[arg(long, global = true, value_enum, default_value = "text")]
     pub log_format: LogFormat,
     /// Which log events are written, e.g. `info` or `convolake=debug`.
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info,librdkafka=error")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        default_value = "info,librdkafka=error"
+    )]
     pub log_filter: String,
 }
 
@@ -123,7 +133,11 @@ pub struct FlushArgs {
 impl FlushArgs {
     /// What `dev` uses: its own waits, everything else as the defaults above.
     pub fn for_dev(flush_interval: Duration, settle: Duration) -> Self {
-        FlushArgs { flush_interval, settle, ..<FlushDefaults as Parser>::parse_from([""]).flush }
+        FlushArgs {
+            flush_interval,
+            settle,
+            ..<FlushDefaults as Parser>::parse_from([""]).flush
+        }
     }
 }
 
@@ -271,23 +285,28 @@ fn property(text: &str) -> Result<(String, String), String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let signed: jiff::SignedDuration =
-        text.parse().map_err(|_| "write a duration such as 500ms, 30s or 2m")?;
+    let signed: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| "write a duration such as 500ms, 30s or 2m")?;
     Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
 }
 
 fn public_url(text: &str) -> Result<PublicUrl, String> {
-    text.parse().map_err(|error: crate::signature::InvalidUrl| error.to_string())
+    PublicUrl::parse(text).map_err(|error| error.to_string())
 }
 
 fn origin(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || !bare {
-        return Err("write only scheme, host and port, such as https://conversations.twilio.com".into());
+        return Err(
+            "write only scheme, host and port, such as https://conversations.twilio.com".into(),
+        );
     }
     if url.username() != "" || url.password().is_some() {
-        return Err("credentials go into TWILIO_API_KEY and TWILIO_API_SECRET, not into the URL".into());
+        return Err(
+            "credentials go into TWILIO_API_KEY and TWILIO_API_SECRET, not into the URL".into(),
+        );
     }
     Ok(url)
 }

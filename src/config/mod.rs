@@ -83,7 +83,8 @@ impl Secrets {
     /// # Errors
     /// Names the variables to set.
     pub fn basic_auth(&self) -> Result<(String, Secret), Invalid> {
-        let pair = |user, password| Some((self.get(user)?.to_owned(), Secret::new(self.get(password)?)));
+        let pair =
+            |user, password| Some((self.get(user)?.to_owned(), Secret::new(self.get(password)?)));
         pair("TWILIO_API_KEY", "TWILIO_API_SECRET")
             .or_else(|| pair("TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN"))
             .ok_or_else(|| {
@@ -112,7 +113,8 @@ impl Secrets {
         };
         list.split(',')
             .map(|key| {
-                key.trim().parse().map_err(|error| Invalid(format!("CONVOLAKE_SIGNING_KEYS: {error}")))
+                crate::signature::SigningKey::parse(key.trim())
+                    .map_err(|error| Invalid(format!("CONVOLAKE_SIGNING_KEYS: {error}")))
             })
             .collect()
     }
@@ -124,7 +126,10 @@ impl Secrets {
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(Secret::expose).filter(|value| !value.is_empty())
+        self.0
+            .get(name)
+            .map(Secret::expose)
+            .filter(|value| !value.is_empty())
     }
 }
 
@@ -133,7 +138,10 @@ impl Secrets {
 /// # Errors
 /// [`clap::Error`] for wrong use (and for `--help`, which is not a failure); [`Invalid`] for a bad file.
 pub fn load(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<(Cli, Secrets)> {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the environment"
+    )]
     load_from(arguments, |name| std::env::var(name).ok())
 }
 
@@ -142,10 +150,11 @@ fn load_from(
     environment: impl Fn(&str) -> Option<String>,
 ) -> anyhow::Result<(Cli, Secrets)> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let file = match config_path(&arguments).or_else(|| environment("CONVOLAKE_CONFIG").map(Into::into)) {
-        Some(path) => read_file(&path)?,
-        None => BTreeMap::new(),
-    };
+    let file =
+        match config_path(&arguments).or_else(|| environment("CONVOLAKE_CONFIG").map(Into::into)) {
+            Some(path) => read_file(&path)?,
+            None => BTreeMap::new(),
+        };
     let command = command_with_defaults(&file)?;
     let matches = command.try_get_matches_from(arguments)?;
     let cli = Cli::from_arg_matches(&matches)?;
@@ -160,7 +169,10 @@ fn load_from(
 }
 
 fn file_key(variable: &str) -> String {
-    variable.trim_start_matches("CONVOLAKE_").to_lowercase().replace('_', "-")
+    variable
+        .trim_start_matches("CONVOLAKE_")
+        .to_lowercase()
+        .replace('_', "-")
 }
 
 /// The file must be known before the real parse, because it supplies defaults to it.
@@ -182,7 +194,9 @@ fn read_file(path: &PathBuf) -> Result<BTreeMap<String, Vec<String>>, Invalid> {
     let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
     // The parser's own message would quote the line, which may hold a secret.
     let table: toml::Table = toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+        let line = error
+            .span()
+            .map_or(0, |span| text[..span.start].lines().count().max(1));
         invalid(format!("line {line}: {}", error.message()))
     })?;
     let mut values = BTreeMap::new();
@@ -191,7 +205,11 @@ fn read_file(path: &PathBuf) -> Result<BTreeMap<String, Vec<String>>, Invalid> {
             toml::Value::Array(items) => items.iter().map(scalar).collect(),
             other => scalar(&other).map(|one| vec![one]),
         };
-        let list = list.ok_or_else(|| invalid(format!("{key}: a text, number, boolean, or a list of these")))?;
+        let list = list.ok_or_else(|| {
+            invalid(format!(
+                "{key}: a text, number, boolean, or a list of these"
+            ))
+        })?;
         values.insert(key, list);
     }
     Ok(values)
@@ -212,7 +230,9 @@ fn command_with_defaults(file: &BTreeMap<String, Vec<String>>) -> Result<clap::C
     let mut known: Vec<String> = SECRET_NAMES.iter().map(|name| file_key(name)).collect();
     let mut layer = |command: clap::Command| {
         command.mut_args(|arg| {
-            let Some(long) = arg.get_long().map(str::to_owned) else { return arg };
+            let Some(long) = arg.get_long().map(str::to_owned) else {
+                return arg;
+            };
             if long == "help" || long == "version" {
                 return arg;
             }
@@ -227,13 +247,17 @@ fn command_with_defaults(file: &BTreeMap<String, Vec<String>>) -> Result<clap::C
         })
     };
     let mut command = layer(Cli::command());
-    let names: Vec<String> =
-        command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect();
     for name in names {
         command = command.mut_subcommand(name, &mut layer);
     }
     match file.keys().find(|key| !known.contains(key)) {
-        Some(key) => Err(Invalid(format!("--config: no command has a setting named {key:?}"))),
+        Some(key) => Err(Invalid(format!(
+            "--config: no command has a setting named {key:?}"
+        ))),
         None => Ok(command),
     }
 }
@@ -243,8 +267,14 @@ mod tests {
     use super::*;
     use args::Command;
 
-    const RECEIVE: &[&str] =
-        &["convolake", "receive", "--public-url", "https://a.example/hook", "--kafka", "k:9092"];
+    const RECEIVE: &[&str] = &[
+        "convolake",
+        "receive",
+        "--public-url",
+        "https://a.example/hook",
+        "--kafka",
+        "k:9092",
+    ];
 
     fn load_with(
         arguments: &[&str],
@@ -259,7 +289,10 @@ mod tests {
             arguments.extend(["--config".into(), path.into()]);
         }
         load_from(arguments, |name| {
-            environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            environment
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| (*value).to_owned())
         })
     }
 
@@ -272,7 +305,9 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        command_with_defaults(&BTreeMap::new()).unwrap().debug_assert();
+        command_with_defaults(&BTreeMap::new())
+            .unwrap()
+            .debug_assert();
     }
 
     #[test]
@@ -304,11 +339,15 @@ mod tests {
     #[test]
     fn secrets_come_from_environment_or_file_and_print_nothing() {
         let file = "twilio-auth-token = \"from-file\"\nsigning-keys = \"sha256:s3cret\"";
-        let (_, secrets) = load_with(RECEIVE, Some(file), &[("TWILIO_AUTH_TOKEN", "from-env")]).unwrap();
+        let (_, secrets) =
+            load_with(RECEIVE, Some(file), &[("TWILIO_AUTH_TOKEN", "from-env")]).unwrap();
         assert_eq!(secrets.auth_token(), Some("from-env"));
         assert_eq!(secrets.signing_keys().unwrap().len(), 1);
         let printed = format!("{secrets:?}");
-        assert!(!printed.contains("from-env") && !printed.contains("s3cret"), "{printed}");
+        assert!(
+            !printed.contains("from-env") && !printed.contains("s3cret"),
+            "{printed}"
+        );
     }
 
     #[test]
@@ -320,7 +359,17 @@ mod tests {
     #[test]
     fn missing_credentials_name_the_variables() {
         let none = Secrets::default();
-        assert!(none.signing_keys().unwrap_err().to_string().contains("TWILIO_AUTH_TOKEN"));
-        assert!(none.basic_auth().unwrap_err().to_string().contains("TWILIO_API_KEY"));
+        assert!(
+            none.signing_keys()
+                .unwrap_err()
+                .to_string()
+                .contains("TWILIO_AUTH_TOKEN")
+        );
+        assert!(
+            none.basic_auth()
+                .unwrap_err()
+                .to_string()
+                .contains("TWILIO_API_KEY")
+        );
     }
 }

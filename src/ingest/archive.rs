@@ -31,12 +31,19 @@ pub struct Archive {
 impl Archive {
     /// An archive that writes to `lake`.
     pub fn new(lake: Arc<Lake>, clock: Clock) -> Self {
-        Archive { lake, clock, positions: Mutex::default() }
+        Archive {
+            lake,
+            clock,
+            positions: Mutex::default(),
+        }
     }
 
     fn row(&self, record: &Record) -> Result<EventRow, Dead> {
-        let event = CallbackEvent::parse(&record.value)
-            .map_err(|error| Dead { reason: error.reason(), attempts: 1, response: None })?;
+        let event = CallbackEvent::parse(&record.value).map_err(|error| Dead {
+            reason: error.reason(),
+            attempts: 1,
+            response: None,
+        })?;
         let received_at = received_at(record, self.clock);
         let body_sha256: [u8; 32] = Sha256::digest(&record.value).into();
         Ok(EventRow {
@@ -63,7 +70,10 @@ impl Work for Archive {
 
     async fn assign(&self, apps: Vec<String>) -> Result<Vec<Option<i64>>, LakeError> {
         let positions = self.lake.table(TableName::Events).positions(&apps).await?;
-        let mut known = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .positions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         known.extend(apps.into_iter().zip(positions.iter().copied()));
         Ok(positions)
     }
@@ -91,7 +101,11 @@ impl Work for Archive {
             let moved = moved(&self.positions, &positions);
             let batch = table::events_batch(&rows);
             drop(rows);
-            let commit = Commit { rows: vec![batch], positions: moved, ..Commit::default() };
+            let commit = Commit {
+                rows: vec![batch],
+                positions: moved,
+                ..Commit::default()
+            };
             self.lake.table(TableName::Events).commit(&commit).await?;
             remember(&self.positions, positions);
             Ok(())
@@ -107,7 +121,11 @@ pub(super) fn moved(
 ) -> Vec<Position> {
     let known = known.lock().unwrap_or_else(PoisonError::into_inner);
     to.iter()
-        .map(|(app, to)| Position { app: app.clone(), from: known.get(app).copied().flatten(), to: *to })
+        .map(|(app, to)| Position {
+            app: app.clone(),
+            from: known.get(app).copied().flatten(),
+            to: *to,
+        })
         .collect()
 }
 
@@ -130,9 +148,15 @@ pub(super) fn received_at(record: &Record, clock: Clock) -> Timestamp {
 
 /// Microseconds of an ISO 8601 time, where it is one.
 pub(super) fn micros(text: &str) -> Option<i64> {
-    text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond)
+    text.parse::<Timestamp>()
+        .ok()
+        .map(Timestamp::as_microsecond)
 }
 
 fn text_header(record: &Record, name: &str) -> Option<String> {
-    record.headers.get(name).and_then(|value| std::str::from_utf8(value).ok()).map(str::to_owned)
+    record
+        .headers
+        .get(name)
+        .and_then(|value| std::str::from_utf8(value).ok())
+        .map(str::to_owned)
 }

@@ -91,13 +91,18 @@ impl EnricherWork {
 
     /// Milliseconds from a close's arrival to its commit, at quantile `q` (0..1).
     pub fn close_to_queryable_ms(&self, q: f64) -> u64 {
-        let histogram = self.close_to_queryable_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        let histogram = self
+            .close_to_queryable_ms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         histogram.value_at_quantile(q)
     }
 
     /// The close that a record announces; other records need nothing of the enricher.
     fn close(&self, record: &Record) -> Option<Close> {
-        let event = CallbackEvent::parse(&record.value).ok().filter(CallbackEvent::is_close)?;
+        let event = CallbackEvent::parse(&record.value)
+            .ok()
+            .filter(CallbackEvent::is_close)?;
         let closed_at = event.timestamp.as_deref().and_then(micros);
         Some(Close {
             conversation_id: event.conversation_id.into_owned(),
@@ -119,9 +124,17 @@ impl EnricherWork {
             metrics::counter!(telemetry::CONVERSATIONS_SKIPPED).increment(1);
             return Outcome::Nothing;
         }
-        let waited = self.clock.now().duration_since(close.received_at).unsigned_abs();
+        let waited = self
+            .clock
+            .now()
+            .duration_since(close.received_at)
+            .unsigned_abs();
         tokio::time::sleep(self.settle.saturating_sub(waited)).await;
-        match self.lake.completeness(std::slice::from_ref(&close.conversation_id)).await {
+        match self
+            .lake
+            .completeness(std::slice::from_ref(&close.conversation_id))
+            .await
+        {
             Ok(known) if known.get(&close.conversation_id) == Some(&Completeness::Complete) => {
                 metrics::counter!(telemetry::CONVERSATIONS_SKIPPED).increment(1);
                 return Outcome::Nothing;
@@ -146,15 +159,27 @@ impl EnricherWork {
                     metrics::counter!(telemetry::CONVERSATIONS_ENRICHED, "completeness" => completeness)
                         .increment(1);
                     metrics::histogram!(telemetry::ENRICH_SECONDS).record(started.elapsed());
-                    return Outcome::Row(Ready { enriched, received_at: close.received_at });
+                    return Outcome::Row(Ready {
+                        enriched,
+                        received_at: close.received_at,
+                    });
                 }
                 Err(EnrichError::Later(error)) => {
                     self.api_up.down(error.to_string());
                     tokio::time::sleep(OUTAGE_PAUSE).await;
                 }
                 Err(EnrichError::Stop(error)) => return Outcome::Stop(error.to_string()),
-                Err(EnrichError::Dead { reason, attempts, response, .. }) => {
-                    return Outcome::Dead(Dead { reason, attempts, response });
+                Err(EnrichError::Dead {
+                    reason,
+                    attempts,
+                    response,
+                    ..
+                }) => {
+                    return Outcome::Dead(Dead {
+                        reason,
+                        attempts,
+                        response,
+                    });
                 }
             }
         }
@@ -172,7 +197,9 @@ impl EnricherWork {
             let ids: Vec<String> = batch.keys().cloned().collect();
             let known = self.lake.completeness(&ids).await?;
             batch.retain(|id, ready| {
-                known.get(id).is_none_or(|have| *have < ready.enriched.conversation.completeness)
+                known
+                    .get(id)
+                    .is_none_or(|have| *have < ready.enriched.conversation.completeness)
             });
             match self.commit_both(&batch, known, &positions).await {
                 Ok(()) => return Ok(batch.into_values().collect()),
@@ -188,8 +215,10 @@ impl EnricherWork {
         known: HashMap<String, Completeness>,
         positions: &[(String, i64)],
     ) -> Result<(), LakeError> {
-        let communications: Vec<_> =
-            batch.values().flat_map(|ready| &ready.enriched.communications).collect();
+        let communications: Vec<_> = batch
+            .values()
+            .flat_map(|ready| &ready.enriched.communications)
+            .collect();
         let commit = Commit {
             rows: vec![table::communications_batch(&communications)],
             replace: batch.keys().cloned().collect(),
@@ -199,19 +228,29 @@ impl EnricherWork {
                 .filter(|position: &Position| position.from.is_none_or(|from| from < position.to))
                 .collect(),
         };
-        self.lake.table(TableName::Communications).commit(&commit).await?;
+        self.lake
+            .table(TableName::Communications)
+            .commit(&commit)
+            .await?;
         remember(&self.communications_at, positions.to_vec());
 
-        let conversations: Vec<_> =
-            batch.values().map(|ready| &ready.enriched.conversation).collect();
-        let replace: BTreeSet<String> =
-            known.into_keys().filter(|id| batch.contains_key(id)).collect();
+        let conversations: Vec<_> = batch
+            .values()
+            .map(|ready| &ready.enriched.conversation)
+            .collect();
+        let replace: BTreeSet<String> = known
+            .into_keys()
+            .filter(|id| batch.contains_key(id))
+            .collect();
         let commit = Commit {
             rows: vec![table::conversations_batch(&conversations)],
             replace,
             positions: moved(&self.conversations_at, positions),
         };
-        self.lake.table(TableName::Conversations).commit(&commit).await?;
+        self.lake
+            .table(TableName::Conversations)
+            .commit(&commit)
+            .await?;
         remember(&self.conversations_at, positions.to_vec());
         Ok(())
     }
@@ -220,8 +259,10 @@ impl EnricherWork {
 impl EnricherWork {
     fn measure(&self, written: &[Ready]) {
         let now = self.clock.now();
-        let mut histogram =
-            self.close_to_queryable_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut histogram = self
+            .close_to_queryable_ms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         for ready in written {
             let took = now.duration_since(ready.received_at).unsigned_abs();
             metrics::histogram!(telemetry::CLOSE_TO_QUERYABLE_SECONDS).record(took);
@@ -237,7 +278,9 @@ fn richest(rows: Vec<Ready>) -> BTreeMap<String, Ready> {
         let conversation = &ready.enriched.conversation;
         let poorer = batch
             .get(&conversation.conversation_id)
-            .is_some_and(|have| have.enriched.conversation.completeness > conversation.completeness);
+            .is_some_and(|have| {
+                have.enriched.conversation.completeness > conversation.completeness
+            });
         if !poorer {
             batch.insert(conversation.conversation_id.clone(), ready);
         }
@@ -253,8 +296,16 @@ impl Work for EnricherWork {
     }
 
     async fn assign(&self, apps: Vec<String>) -> Result<Vec<Option<i64>>, LakeError> {
-        let communications = self.lake.table(TableName::Communications).positions(&apps).await?;
-        let conversations = self.lake.table(TableName::Conversations).positions(&apps).await?;
+        let communications = self
+            .lake
+            .table(TableName::Communications)
+            .positions(&apps)
+            .await?;
+        let conversations = self
+            .lake
+            .table(TableName::Conversations)
+            .positions(&apps)
+            .await?;
         let store = |known: &Mutex<HashMap<_, _>>, at: Vec<Option<i64>>| {
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
             known.extend(apps.iter().cloned().zip(at));
@@ -265,7 +316,10 @@ impl Work for EnricherWork {
     }
 
     fn forget(&self) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<Ready>> {
@@ -288,8 +342,10 @@ impl Work for EnricherWork {
         positions: Vec<(String, i64)>,
     ) -> BoxFuture<'static, Result<(), LakeError>> {
         async move {
-            let ids: Vec<String> =
-                rows.iter().map(|ready| ready.enriched.conversation.conversation_id.clone()).collect();
+            let ids: Vec<String> = rows
+                .iter()
+                .map(|ready| ready.enriched.conversation.conversation_id.clone())
+                .collect();
             let written = self.write(rows, positions).await?;
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             for id in &ids {

@@ -74,7 +74,10 @@ pub struct Settings {
 impl Settings {
     /// The name of a partition's position in the Delta log: a recreated cluster starts anew.
     fn app(&self, partition: i32) -> String {
-        format!("convolake/{}/{}/{}/{partition}", self.group, self.cluster, self.topics.events)
+        format!(
+            "convolake/{}/{}/{}/{partition}",
+            self.group, self.cluster, self.topics.events
+        )
     }
 }
 
@@ -155,7 +158,9 @@ pub enum IngestError {
         source: LakeError,
     },
     /// Commits refused again and again.
-    #[error("{group}: {count} commits in a row were refused, because another process owns the positions; stop the other one, or give this one its own --group")]
+    #[error(
+        "{group}: {count} commits in a row were refused, because another process owns the positions; stop the other one, or give this one its own --group"
+    )]
     Fenced {
         /// The group.
         group: String,
@@ -207,10 +212,17 @@ pub async fn run<W: Work>(
     let mut refusals = 0;
     loop {
         let group = settings.group.clone();
-        let topic_error = |source| IngestError::Topic { group: group.clone(), source };
-        let consumer =
-            Consumer::subscribe(kafka, &settings.group, &settings.topics.events, settings.max_in_flight_bytes)
-                .map_err(topic_error)?;
+        let topic_error = |source| IngestError::Topic {
+            group: group.clone(),
+            source,
+        };
+        let consumer = Consumer::subscribe(
+            kafka,
+            &settings.group,
+            &settings.topics.events,
+            settings.max_in_flight_bytes,
+        )
+        .map_err(topic_error)?;
         let mut group_loop = Loop::new(&work, consumer, &publisher, &settings, &progress, &ready);
         let ended = group_loop.run(&stop).await;
         let committed_before = group_loop.commits > 0;
@@ -221,9 +233,16 @@ pub async fn run<W: Work>(
             Ended::Refused => {
                 refusals = if committed_before { 1 } else { refusals + 1 };
                 if refusals > REFUSALS_IN_A_ROW {
-                    return Err(IngestError::Fenced { group, count: refusals - 1 });
+                    return Err(IngestError::Fenced {
+                        group,
+                        count: refusals - 1,
+                    });
                 }
-                tracing::warn!(group, refusals, "a commit was refused: another process owns these positions; joining the group anew");
+                tracing::warn!(
+                    group,
+                    refusals,
+                    "a commit was refused: another process owns these positions; joining the group anew"
+                );
             }
         }
     }
@@ -305,7 +324,9 @@ impl<'a, W: Work> Loop<'a, W> {
         let idle_tick = IDLE_COMMIT_INTERVAL;
         loop {
             self.start_waiting();
-            let wake_at = self.flush_at.unwrap_or_else(|| self.last_commit + idle_tick);
+            let wake_at = self
+                .flush_at
+                .unwrap_or_else(|| self.last_commit + idle_tick);
             // In this order: a stop is seen at once; a commit's end frees memory before more is taken in.
             tokio::select! {
                 biased;
@@ -336,20 +357,35 @@ impl<'a, W: Work> Loop<'a, W> {
             }
             Event::Assigned { partitions, reply } => {
                 let apps: Vec<String> = partitions.iter().map(|p| self.settings.app(*p)).collect();
-                let positions = self.work.assign(apps.clone()).await.map_err(|e| self.lake_error(e))?;
-                let starts: Vec<(i32, Option<i64>)> = partitions.iter().copied().zip(positions).collect();
+                let positions = self
+                    .work
+                    .assign(apps.clone())
+                    .await
+                    .map_err(|e| self.lake_error(e))?;
+                let starts: Vec<(i32, Option<i64>)> =
+                    partitions.iter().copied().zip(positions).collect();
                 for ((partition, start), app) in starts.iter().zip(apps) {
                     self.next_generation += 1;
-                    self.partitions.insert(*partition, Partition::new(app, self.next_generation, *start));
+                    self.partitions.insert(
+                        *partition,
+                        Partition::new(app, self.next_generation, *start),
+                    );
                 }
-                tracing::info!(group = self.settings.group, partitions = starts.len(), "assigned: reading on from the lake's positions");
+                tracing::info!(
+                    group = self.settings.group,
+                    partitions = starts.len(),
+                    "assigned: reading on from the lake's positions"
+                );
                 reply.start_at(starts);
                 self.ready.up();
             }
             Event::Revoked { partitions, reply } => return self.revoke(partitions, reply).await,
             Event::Unreachable(reason) => self.ready.down(reason),
             Event::Failed(source) => {
-                return Err(IngestError::Topic { group: self.settings.group.clone(), source });
+                return Err(IngestError::Topic {
+                    group: self.settings.group.clone(),
+                    source,
+                });
             }
         }
         Ok(None)
@@ -369,9 +405,14 @@ impl<'a, W: Work> Loop<'a, W> {
                 self.finished_weight -= gone.finished_weight(W::weight);
             }
         }
-        self.waiting.retain(|record| !partitions.contains(&record.partition));
+        self.waiting
+            .retain(|record| !partitions.contains(&record.partition));
         self.work.forget();
-        tracing::info!(group = self.settings.group, partitions = partitions.len(), "revoked: unfinished work discarded");
+        tracing::info!(
+            group = self.settings.group,
+            partitions = partitions.len(),
+            "revoked: unfinished work discarded"
+        );
         reply.done();
         Ok(None)
     }
@@ -382,22 +423,31 @@ impl<'a, W: Work> Loop<'a, W> {
         while self.working.len() < self.settings.concurrency
             && self.finished_weight + writing < 2 * self.settings.flush_bytes
         {
-            let Some(mut record) = self.waiting.pop_front() else { break };
-            let Some(partition) = self.partitions.get_mut(&record.partition) else { continue };
-            partition.hold(record.offset, record.take_permit());
-            let (number, generation, offset) = (record.partition, partition.generation(), record.offset);
+            let Some(record) = self.waiting.pop_front().map(Arc::new) else {
+                break;
+            };
+            let Some(partition) = self.partitions.get_mut(&record.partition) else {
+                continue;
+            };
+            partition.hold(Arc::clone(&record));
+            let (number, generation, offset) =
+                (record.partition, partition.generation(), record.offset);
             let work = Arc::clone(self.work);
             let publisher = self.publisher.clone();
             let topics = self.settings.topics.clone();
             self.working.push(Box::pin(async move {
                 let stage = work.stage();
-                let record = Arc::new(record);
                 let mut outcome = work.process(Arc::clone(&record)).await;
                 if let Outcome::Dead(dead) = outcome {
                     set_aside(&publisher, &topics, &record, &dead, stage).await;
                     outcome = Outcome::Nothing;
                 }
-                Finished { partition: number, generation, offset, outcome }
+                Finished {
+                    partition: number,
+                    generation,
+                    offset,
+                    outcome,
+                }
             }));
         }
     }
@@ -408,17 +458,23 @@ impl<'a, W: Work> Loop<'a, W> {
             .partitions
             .get_mut(&finished.partition)
             .filter(|partition| partition.generation() == finished.generation);
-        let Some(partition) = partition else { return Ok(()) };
+        let Some(partition) = partition else {
+            return Ok(());
+        };
         let row = match finished.outcome {
             Outcome::Row(row) => Some(row),
             Outcome::Nothing | Outcome::Dead(_) => None,
             Outcome::Stop(reason) => {
-                return Err(IngestError::Stopped { group: self.settings.group.clone(), reason });
+                return Err(IngestError::Stopped {
+                    group: self.settings.group.clone(),
+                    reason,
+                });
             }
         };
         if let Some(row) = &row {
             self.finished_weight += W::weight(row);
-            self.flush_at.get_or_insert_with(|| Instant::now() + self.settings.flush_interval);
+            self.flush_at
+                .get_or_insert_with(|| Instant::now() + self.settings.flush_interval);
         }
         let passed = partition.finish(finished.offset, row);
         self.progress.passed.fetch_add(passed, Ordering::Relaxed);
@@ -427,7 +483,11 @@ impl<'a, W: Work> Loop<'a, W> {
 
     fn batch_is_full(&self) -> bool {
         let rows: usize = self.partitions.values().map(Partition::ready_rows).sum();
-        let held: usize = self.partitions.values().map(Partition::ready_held_bytes).sum();
+        let held: usize = self
+            .partitions
+            .values()
+            .map(Partition::ready_held_bytes)
+            .sum();
         rows >= self.settings.flush_rows
             || (rows > 0
                 && (self.finished_weight >= self.settings.flush_bytes
@@ -442,14 +502,24 @@ impl<'a, W: Work> Loop<'a, W> {
         let mut positions = Vec::new();
         let mut covers = Vec::new();
         let idle_is_over = self.last_commit.elapsed() >= IDLE_COMMIT_INTERVAL;
-        if !idle_is_over && self.partitions.values().all(|partition| partition.ready_rows() == 0) {
+        if !idle_is_over
+            && self
+                .partitions
+                .values()
+                .all(|partition| partition.ready_rows() == 0)
+        {
             self.rearm();
             return;
         }
         for (number, partition) in &mut self.partitions {
             if let Some(taken) = partition.take_ready() {
                 positions.push((partition.app().to_owned(), taken.next_offset));
-                covers.push((*number, partition.generation(), taken.next_offset, taken.records));
+                covers.push((
+                    *number,
+                    partition.generation(),
+                    taken.next_offset,
+                    taken.records,
+                ));
                 rows.extend(taken.rows);
             }
         }
@@ -461,7 +531,11 @@ impl<'a, W: Work> Loop<'a, W> {
         self.finished_weight -= weight;
         self.rearm();
         let done = Arc::clone(self.work).commit(rows, positions);
-        self.flush = Some(Flush { done, covers, weight });
+        self.flush = Some(Flush {
+            done,
+            covers,
+            weight,
+        });
     }
 
     /// Finished rows that still wait behind an unfinished record keep a deadline.
@@ -494,7 +568,12 @@ impl<'a, W: Work> Loop<'a, W> {
 
     async fn flush_everything_finished(&mut self) -> Result<Option<Ended>, IngestError> {
         for start in [false, true] {
-            if start && self.partitions.values().any(|partition| partition.ready_rows() > 0) {
+            if start
+                && self
+                    .partitions
+                    .values()
+                    .any(|partition| partition.ready_rows() > 0)
+            {
                 self.start_flush();
             }
             if self.flush.is_some() {
@@ -519,13 +598,23 @@ impl<'a, W: Work> Loop<'a, W> {
         }
         let left = self.working.len();
         if left > 0 {
-            tracing::info!(group = self.settings.group, left, "stopping before these were fetched; they are read again at the next start");
+            tracing::info!(
+                group = self.settings.group,
+                left,
+                "stopping before these were fetched; they are read again at the next start"
+            );
         }
-        Ok(self.flush_everything_finished().await?.unwrap_or(Ended::Stopped))
+        Ok(self
+            .flush_everything_finished()
+            .await?
+            .unwrap_or(Ended::Stopped))
     }
 
     fn lake_error(&self, source: LakeError) -> IngestError {
-        IngestError::Lake { group: self.settings.group.clone(), source }
+        IngestError::Lake {
+            group: self.settings.group.clone(),
+            source,
+        }
     }
 }
 

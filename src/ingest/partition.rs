@@ -1,21 +1,22 @@
 //! One assigned partition: records finish in any order and leave in theirs.
 //!
 //! Owns the invariant that the position moves only over finished records: a slot is reserved when a record
-//! is read, filled when its work ends, and taken from the front. Holds each record's share of the bytes in
-//! flight until it is durable.
+//! is read, filled when its work ends, and taken from the front. Holds each record, and so its share of the
+//! bytes in flight, until it is durable.
 //!
 //! Pure: no I/O, no clock.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use crate::topic::Permit;
+use crate::topic::Record;
 
 /// A record's place in its partition.
 #[derive(Debug)]
 pub struct Slot<Row> {
     offset: i64,
     state: State<Row>,
-    permit: Option<Permit>,
+    record: Option<Arc<Record>>,
 }
 
 #[derive(Debug)]
@@ -27,7 +28,11 @@ enum State<Row> {
 impl<Row> Slot<Row> {
     /// A place for the record at `offset`.
     pub fn new(offset: i64) -> Self {
-        Slot { offset, state: State::Unfinished, permit: None }
+        Slot {
+            offset,
+            state: State::Unfinished,
+            record: None,
+        }
     }
 
     fn is_finished(&self) -> bool {
@@ -44,8 +49,8 @@ pub struct Taken<Row> {
     pub next_offset: i64,
     /// Records taken that had not been counted as passed.
     pub records: u64,
-    /// Shares of the bytes in flight, given back when the commit is done.
-    permits: Vec<Permit>,
+    /// The records, let go when the commit is done.
+    held: Vec<Arc<Record>>,
 }
 
 /// The state of one assignment of one partition.
@@ -62,8 +67,8 @@ pub struct Partition<Row> {
     ready: usize,
     ready_rows: usize,
     ready_held_bytes: usize,
-    /// Shares of records whose commit is on its way.
-    in_commit: Vec<Permit>,
+    /// Records whose commit is on its way.
+    in_commit: Vec<Arc<Record>>,
 }
 
 impl<Row> Partition<Row> {
@@ -104,28 +109,35 @@ impl<Row> Partition<Row> {
 
     /// Reserves a place.
     pub fn push(&mut self, slot: Slot<Row>) {
-        debug_assert!(self.slots.back().is_none_or(|last| last.offset < slot.offset), "records come in order");
+        debug_assert!(
+            self.slots
+                .back()
+                .is_none_or(|last| last.offset < slot.offset),
+            "records come in order"
+        );
         self.slots.push_back(slot);
     }
 
-    /// Keeps the record's share of the bytes in flight until it is durable.
-    pub fn hold(&mut self, offset: i64, permit: Permit) {
-        if let Some(index) = self.index_of(offset) {
-            self.slots[index].permit = Some(permit);
+    /// Keeps the record until it is durable.
+    pub fn hold(&mut self, record: Arc<Record>) {
+        if let Some(index) = self.index_of(record.offset) {
+            self.slots[index].record = Some(record);
         }
     }
 
     /// Fills a place. Answers how many records need nothing durable any more and were passed at once.
     pub fn finish(&mut self, offset: i64, row: Option<Row>) -> u64 {
-        let Some(index) = self.index_of(offset) else { return 0 };
+        let Some(index) = self.index_of(offset) else {
+            return 0;
+        };
         let slot = &mut self.slots[index];
         slot.state = State::Finished(row);
         if matches!(slot.state, State::Finished(None)) {
-            slot.permit = None;
+            slot.record = None;
         }
         while let Some(slot) = self.slots.get(self.ready).filter(|slot| slot.is_finished()) {
             self.ready_rows += usize::from(matches!(slot.state, State::Finished(Some(_))));
-            self.ready_held_bytes += slot.permit.as_ref().map_or(0, Permit::bytes);
+            self.ready_held_bytes += slot.record.as_ref().map_or(0, |record| record.bytes());
             self.ready += 1;
         }
         self.pass_what_needs_nothing()
@@ -133,12 +145,16 @@ impl<Row> Partition<Row> {
 
     /// Takes every finished record at the front; `None` where the position would not move.
     pub fn take_ready(&mut self) -> Option<Taken<Row>> {
-        let mut taken =
-            Taken { rows: Vec::with_capacity(self.ready_rows), next_offset: 0, records: 0, permits: Vec::new() };
+        let mut taken = Taken {
+            rows: Vec::with_capacity(self.ready_rows),
+            next_offset: 0,
+            records: 0,
+            held: Vec::new(),
+        };
         for slot in self.slots.drain(..self.ready) {
             self.next = Some(slot.offset + 1);
             taken.records += 1;
-            taken.permits.extend(slot.permit);
+            taken.held.extend(slot.record);
             match slot.state {
                 State::Finished(row) => taken.rows.extend(row),
                 State::Unfinished => unreachable!("only finished slots are counted as ready"),
@@ -149,7 +165,7 @@ impl<Row> Partition<Row> {
             return None;
         }
         taken.next_offset = self.next?;
-        self.in_commit.append(&mut taken.permits);
+        self.in_commit.append(&mut taken.held);
         Some(taken)
     }
 
@@ -180,7 +196,9 @@ impl<Row> Partition<Row> {
     }
 
     fn index_of(&self, offset: i64) -> Option<usize> {
-        self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
+        self.slots
+            .binary_search_by_key(&offset, |slot| slot.offset)
+            .ok()
     }
 }
 
@@ -205,7 +223,10 @@ mod tests {
         assert!(partition.take_ready().is_none());
         partition.finish(5, Some(5));
         let taken = partition.take_ready().unwrap();
-        assert_eq!((taken.rows, taken.next_offset, taken.records), (vec![5, 6, 9], 10, 3));
+        assert_eq!(
+            (taken.rows, taken.next_offset, taken.records),
+            (vec![5, 6, 9], 10, 3)
+        );
     }
 
     #[test]
