@@ -10,6 +10,7 @@ pub mod api;
 pub mod enrich;
 pub mod ingest;
 pub mod lake;
+pub mod verify;
 pub mod receive;
 pub mod table;
 pub mod topic;
