@@ -317,6 +317,11 @@ impl Api {
             .await
     }
 
+    /// Items that a page is asked for.
+    pub fn page_size(&self) -> NonZeroU32 {
+        self.0.settings.page_size
+    }
+
     /// Whether any call got a real answer since `instant`: a resource, or a refusal in the API's own
     /// words. A 401, a 429, a 5xx and what makes no sense are none.
     pub fn answered_since(&self, instant: Instant) -> bool {
