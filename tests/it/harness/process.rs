@@ -162,10 +162,10 @@ impl Drop for Process {
     }
 }
 
-/// Runs `program` to its end and gives what it printed, or a report of the failure.
+/// Runs `command` to its end and gives what it printed, or a report of the failure. It reads nothing unless
+/// it was given a standard input.
 pub(crate) fn run(name: &str, command: &mut Command) -> Result<String, String> {
     let output = command
-        .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("{name}: cannot start: {error}"))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
