@@ -221,3 +221,24 @@ impl Captured {
         String::from_utf8_lossy(&content).into_owned()
     }
 }
+
+/// What a child writes is all there once it has ended, and a stop is claimed by its exit code.
+#[tokio::test]
+async fn a_process_is_stopped_and_its_output_kept() {
+    let script = "trap 'echo bye; exit 0' TERM; echo up; echo trouble >&2; \
+                  while :; do sleep 0.05; done";
+    let mut process = Process::spawn("sh", Command::new("sh").args(["-c", script]));
+    until("the trap is set", READY_LIMIT, async || {
+        match process.stdout() {
+            text if text == "up\n" => Ok(()),
+            text => Err(text),
+        }
+    })
+    .await;
+    process.stop().await;
+    assert_eq!(process.stdout(), "up\nbye\n");
+    assert!(process.report().contains("trouble\n"));
+    let mut killed = Process::spawn("sh", Command::new("sh").args(["-c", script]));
+    killed.kill9();
+    assert_eq!(killed.exited().unwrap().code(), None);
+}
