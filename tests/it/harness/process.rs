@@ -70,13 +70,17 @@ impl Process {
 
     /// Waits until `/readyz` of the ops listener at `ops` answers 200; the process must live until then.
     pub(crate) async fn wait_ready(&mut self, ops: &str) {
-        let url = format!("http://{ops}/readyz");
+        self.wait_answer(&format!("http://{ops}/readyz")).await;
+    }
+
+    /// Waits until a GET of `url` answers 200; the process must live until then.
+    pub(crate) async fn wait_answer(&mut self, url: &str) {
         let what = format!("{}: ready", self.name);
         until(&what, READY_LIMIT, async || {
             if let Some(status) = self.exited() {
                 panic!("{}: ended before it was ready: {status}", self.name);
             }
-            match http::get(&url).await {
+            match http::get(url).await {
                 Ok((200, _)) => Ok(()),
                 Ok((status, body)) => Err(format!("{status}: {body}")),
                 Err(error) => Err(error),
