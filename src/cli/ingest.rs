@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::api::{self, Api};
 use crate::config::args::{ApiArgs, FlushArgs, Ingest};
 use crate::config::{Invalid, Secrets};
-use crate::enrich::Enricher;
+use crate::enrich::{Enricher, Limits};
 use crate::ingest::archive::Archive;
 use crate::ingest::enricher::EnricherWork;
 use crate::ingest::{self, Progress};
@@ -115,7 +115,7 @@ impl Groups {
         // Unknown until the first conversation is fetched, and no reason to be out of service before.
         api_up.up();
         let archive = Arc::new(Archive::new(Arc::clone(&lake), process.clock));
-        let enricher = Enricher::new(api, process.clock);
+        let enricher = Enricher::new(api, process.clock, Limits::default());
         let work = Arc::new(EnricherWork::new(
             enricher,
             lake,

@@ -78,6 +78,11 @@ impl Secrets {
         self.get("TWILIO_AUTH_TOKEN")
     }
 
+    /// API key and its secret, where both are given.
+    pub fn api_key(&self) -> Option<(String, String)> {
+        Some((self.get("TWILIO_API_KEY")?.to_owned(), self.get("TWILIO_API_SECRET")?.to_owned()))
+    }
+
     /// User and password for the REST API: an API key and its secret, else account and auth token.
     ///
     /// # Errors

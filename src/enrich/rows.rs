@@ -23,7 +23,6 @@ use crate::table::row::{
 const EARLIEST_CLOSE: Timestamp = Timestamp::constant(1_451_606_400, 0);
 /// How much later than its announcement was received a conversation may have closed.
 const MAX_CLOSE_AHEAD_S: i64 = 86_400;
-const MICROS_PER_DAY: i64 = 86_400_000_000;
 
 const UNKNOWN: &str = "UNKNOWN";
 const VOICE: &str = "VOICE";
@@ -474,6 +473,5 @@ fn day(closed_at: Timestamp, received_at: Timestamp) -> Days {
         .saturating_sub(received_at.as_second());
     let odd = closed_at < EARLIEST_CLOSE || ahead_s > MAX_CLOSE_AHEAD_S;
     let counts = if odd { received_at } else { closed_at };
-    let days = counts.as_microsecond().div_euclid(MICROS_PER_DAY);
-    Days::try_from(days).expect("a Timestamp ends with the year 9999, some 3 million days")
+    row::day(counts)
 }

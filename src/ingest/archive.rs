@@ -15,7 +15,7 @@ use super::{Dead, Outcome, Work};
 use crate::event::{CallbackEvent, header};
 use crate::lake::{Commit, Lake, LakeError, Position};
 use crate::lifecycle::Clock;
-use crate::table::row::EventRow;
+use crate::table::row::{self, EventRow};
 use crate::table::{self, TableName};
 use crate::topic::Record;
 
@@ -56,7 +56,7 @@ impl Archive {
             body: String::from_utf8_lossy(&record.value).into_owned(),
             kafka_partition: record.partition,
             kafka_offset: record.offset,
-            date: table::day(received_at),
+            date: row::day(received_at),
         })
     }
 }

@@ -195,13 +195,17 @@ impl EnricherWork {
         let mut races = 0;
         loop {
             let ids: Vec<String> = batch.keys().cloned().collect();
+            let seen = Seen {
+                communications: self.lake.table(TableName::Communications).version(),
+                conversations: self.lake.table(TableName::Conversations).version(),
+            };
             let known = self.lake.completeness(&ids).await?;
             batch.retain(|id, ready| {
                 known
                     .get(id)
                     .is_none_or(|have| *have < ready.enriched.conversation.completeness)
             });
-            match self.commit_both(&batch, known, &positions).await {
+            match self.commit_both(&batch, known, &positions, seen).await {
                 Ok(()) => return Ok(batch.into_values().collect()),
                 Err(LakeError::Raced { .. }) if races < RACES_PER_BATCH => races += 1,
                 Err(error) => return Err(error),
@@ -214,19 +218,18 @@ impl EnricherWork {
         batch: &BTreeMap<String, Ready>,
         known: HashMap<String, Completeness>,
         positions: &[(String, i64)],
+        seen: Seen,
     ) -> Result<(), LakeError> {
-        let communications: Vec<_> = batch
-            .values()
-            .flat_map(|ready| &ready.enriched.communications)
-            .collect();
+        let communications = batch.values().flat_map(|ready| &ready.enriched.communications);
         let commit = Commit {
-            rows: vec![table::communications_batch(&communications)],
+            rows: vec![table::communications_batch(communications)],
             replace: batch.keys().cloned().collect(),
             // After a crash between the two commits this table is ahead; its position never goes back.
             positions: moved(&self.communications_at, positions)
                 .into_iter()
                 .filter(|position: &Position| position.from.is_none_or(|from| from < position.to))
                 .collect(),
+            seen: Some(seen.communications),
         };
         self.lake
             .table(TableName::Communications)
@@ -234,18 +237,16 @@ impl EnricherWork {
             .await?;
         remember(&self.communications_at, positions.to_vec());
 
-        let conversations: Vec<_> = batch
-            .values()
-            .map(|ready| &ready.enriched.conversation)
-            .collect();
+        let conversations = batch.values().map(|ready| &ready.enriched.conversation);
         let replace: BTreeSet<String> = known
             .into_keys()
             .filter(|id| batch.contains_key(id))
             .collect();
         let commit = Commit {
-            rows: vec![table::conversations_batch(&conversations)],
+            rows: vec![table::conversations_batch(conversations)],
             replace,
             positions: moved(&self.conversations_at, positions),
+            seen: Some(seen.conversations),
         };
         self.lake
             .table(TableName::Conversations)
@@ -269,6 +270,13 @@ impl EnricherWork {
             histogram.saturating_record(took.as_millis().try_into().unwrap_or(u64::MAX));
         }
     }
+}
+
+/// Versions of the two tables from before a batch was looked up.
+#[derive(Clone, Copy)]
+struct Seen {
+    communications: u64,
+    conversations: u64,
 }
 
 /// One version of each conversation, the most complete, the latest among equals.
@@ -333,7 +341,7 @@ impl Work for EnricherWork {
     }
 
     fn weight(row: &Ready) -> usize {
-        row.enriched.memory_bytes()
+        row.enriched.bytes()
     }
 
     fn commit(

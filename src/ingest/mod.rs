@@ -30,6 +30,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
+use crate::api::ResponseStart;
 use crate::lake::LakeError;
 use crate::lifecycle::Stop;
 use crate::telemetry;
@@ -133,7 +134,7 @@ pub struct Dead {
     /// Tries it got.
     pub attempts: u32,
     /// The start of the API's answer.
-    pub response: Option<Vec<u8>>,
+    pub response: Option<ResponseStart>,
 }
 
 /// Why consuming ended.

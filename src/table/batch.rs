@@ -20,7 +20,7 @@ use super::row::{
 use super::{Kind, TableName, schema};
 
 /// Rows of `communications`, sorted by conversation, time, position.
-pub fn communications_batch(rows: &[CommunicationRow]) -> RecordBatch {
+pub fn communications_batch<'a>(rows: impl IntoIterator<Item = &'a CommunicationRow>) -> RecordBatch {
     let rows = sorted(rows, |a, b| {
         (&a.conversation_id, a.occurred_at, a.position).cmp(&(
             &b.conversation_id,
@@ -75,7 +75,7 @@ pub fn communications_batch(rows: &[CommunicationRow]) -> RecordBatch {
 }
 
 /// Rows of `conversations`, sorted by conversation.
-pub fn conversations_batch(rows: &[ConversationRow]) -> RecordBatch {
+pub fn conversations_batch<'a>(rows: impl IntoIterator<Item = &'a ConversationRow>) -> RecordBatch {
     let rows = sorted(rows, |a, b| a.conversation_id.cmp(&b.conversation_id));
     let rows = rows.as_slice();
     batch(
@@ -118,7 +118,7 @@ pub fn conversations_batch(rows: &[ConversationRow]) -> RecordBatch {
 }
 
 /// Rows of `events`, sorted by the time received, then by their place in the topic.
-pub fn events_batch(rows: &[EventRow]) -> RecordBatch {
+pub fn events_batch<'a>(rows: impl IntoIterator<Item = &'a EventRow>) -> RecordBatch {
     let rows = sorted(rows, |a, b| {
         (a.received_at, a.kafka_partition, a.kafka_offset).cmp(&(
             b.received_at,
@@ -149,8 +149,11 @@ fn batch(table: TableName, columns: Vec<ArrayRef>) -> RecordBatch {
         .expect("the columns above are those of the schema, in its order")
 }
 
-fn sorted<R>(rows: &[R], order: impl Fn(&R, &R) -> Ordering) -> Vec<&R> {
-    let mut rows: Vec<&R> = rows.iter().collect();
+fn sorted<'a, R>(
+    rows: impl IntoIterator<Item = &'a R>,
+    order: impl Fn(&R, &R) -> Ordering,
+) -> Vec<&'a R> {
+    let mut rows: Vec<&R> = rows.into_iter().collect();
     rows.sort_by(|a, b| order(a, b));
     rows
 }
