@@ -15,14 +15,13 @@
 //!
 //! Fails with [`EnrichError`]: stop, later, or dead with a reason. Nothing has been written by then.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
 
-use crate::api::{Api, ApiError, Outcome};
+use crate::api::{Api, ApiError, Outcome, ResponseStart};
 use crate::lifecycle::Clock;
 use crate::table::row::{CommunicationRow, ConversationRow, Recipient, Word};
 
@@ -122,7 +121,7 @@ pub struct Enriched {
 
 impl Enriched {
     /// Roughly what it takes in memory: for the bound on rows that wait for their commit.
-    pub fn memory_bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         let conversation = &self.conversation;
         let texts = [
             &conversation.metadata,
@@ -162,7 +161,7 @@ fn communication_bytes(row: &CommunicationRow) -> usize {
 }
 
 /// Why a conversation has no rows, and what is to become of the record that announced it.
-#[derive(thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum EnrichError {
     /// Stop consuming: the credentials are refused. The record stays where it is.
     #[error("the API refuses our credentials; the conversation stays in the topic")]
@@ -180,32 +179,11 @@ pub enum EnrichError {
         /// Requests of the call that decided it; for `not-closed` the reads.
         attempts: u32,
         /// The start of the answer, where one was malformed or refused. Can hold message text.
-        response: Option<Vec<u8>>,
+        response: Option<ResponseStart>,
         /// The call that failed, if one did.
         #[source]
         source: Option<ApiError>,
     },
-}
-
-/// Without the response's bytes.
-impl fmt::Debug for EnrichError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            EnrichError::Stop(error) => f.debug_tuple("Stop").field(error).finish(),
-            EnrichError::Later(error) => f.debug_tuple("Later").field(error).finish(),
-            EnrichError::Dead {
-                reason,
-                attempts,
-                response: _,
-                source,
-            } => f
-                .debug_struct("Dead")
-                .field("reason", reason)
-                .field("attempts", attempts)
-                .field("source", source)
-                .finish_non_exhaustive(),
-        }
-    }
 }
 
 impl EnrichError {
@@ -229,13 +207,8 @@ pub struct Enricher {
 }
 
 impl Enricher {
-    /// With the default [`Limits`]; `clock` stamps `enriched_at`.
-    pub fn new(api: Api, clock: Clock) -> Self {
-        Enricher::with_limits(api, clock, Limits::default())
-    }
-
-    /// With limits of one's own.
-    pub fn with_limits(api: Api, clock: Clock, limits: Limits) -> Self {
+    /// `clock` stamps `enriched_at`.
+    pub fn new(api: Api, clock: Clock, limits: Limits) -> Self {
         Enricher {
             api,
             clock,
@@ -279,7 +252,7 @@ impl Enricher {
         EnrichError::Dead {
             reason: error.reason(),
             attempts: error.calls(),
-            response: error.response().map(|start| start.to_vec()),
+            response: error.response().cloned(),
             source: Some(error),
         }
     }

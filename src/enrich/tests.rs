@@ -45,7 +45,7 @@ fn enricher(server: &Server, limits: Limits) -> Enricher {
         ..Settings::new(server.url.clone(), Credentials::new("AC1", "t"))
     };
     let clock = Clock::from_fn(now);
-    Enricher::with_limits(Api::new(settings, clock).unwrap(), clock, limits)
+    Enricher::new(Api::new(settings, clock).unwrap(), clock, limits)
 }
 
 /// A conversation as it really is, and how the API shows it.
@@ -479,7 +479,7 @@ async fn a_conversation_that_is_gone() {
     assert_eq!(enriched.conversation.api_calls, 3);
 }
 
-async fn dead(server: Server, limits: Limits) -> (&'static str, u32, Option<Vec<u8>>) {
+async fn dead(server: Server, limits: Limits) -> (&'static str, u32, Option<ResponseStart>) {
     match enricher(&server, limits).enrich(&close()).await {
         Err(EnrichError::Dead {
             reason,
