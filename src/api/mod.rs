@@ -322,6 +322,11 @@ impl Api {
         self.0.settings.page_size
     }
 
+    /// Requests that this API and its clones have sent, retries and probes included.
+    pub fn calls(&self) -> u64 {
+        self.0.pace.calls()
+    }
+
     /// Whether any call got a real answer since `instant`: a resource, or a refusal in the API's own
     /// words. A 401, a 429, a 5xx and what makes no sense are none.
     pub fn answered_since(&self, instant: Instant) -> bool {

@@ -34,6 +34,7 @@ pub(super) struct Pace {
     in_flight: Semaphore,
     held_until: Mutex<Option<Instant>>,
     answered_at: Mutex<Option<Instant>>,
+    calls: AtomicU64,
     waited_budget_us: AtomicU64,
     waited_retry_us: AtomicU64,
 }
@@ -54,6 +55,7 @@ impl Pace {
             in_flight: Semaphore::new(settings.max_in_flight.get() as usize),
             held_until: Mutex::new(None),
             answered_at: Mutex::new(None),
+            calls: AtomicU64::new(0),
             waited_budget_us: AtomicU64::new(0),
             waited_retry_us: AtomicU64::new(0),
         }
@@ -74,6 +76,7 @@ impl Pace {
         }
         self.budget.until_ready().await;
         self.waited(Cause::Budget, asked.elapsed());
+        self.calls.fetch_add(1, Ordering::Relaxed);
         permit
     }
 
@@ -89,6 +92,11 @@ impl Pace {
     #[cfg(test)]
     pub(super) fn is_held(&self) -> bool {
         lock(&self.held_until).is_some_and(|until| until > Instant::now())
+    }
+
+    /// Turns taken.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     pub(super) fn answered(&self) {

@@ -112,6 +112,10 @@ resource! {
         metadata: Map<String, Value> = "metadata",
         /// Participants, where the API includes them.
         participants: Vec<Participant> = "participants",
+        /// Its copy of the configuration: not read, and not kept, because callback URLs can hold secrets.
+        configuration: IgnoredAny = "configuration",
+        /// The channels it has used: not read, its communications say it.
+        channels: IgnoredAny = "channels",
     }
 }
 

@@ -92,6 +92,7 @@ async fn troubles_are_tried_again() {
         let (server, api, answer) = ask(vec![trouble, trouble, good]).await;
         assert_eq!(answer.expect(name).calls, 3, "{name}");
         assert_eq!(server.seen().len(), 3, "{name}");
+        assert_eq!(api.calls(), 3, "{name}");
         assert!(api.answered_since(server.seen()[2].at), "{name}");
     }
 }

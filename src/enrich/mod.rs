@@ -20,12 +20,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 use crate::api::{Api, ApiError, Outcome, ResponseStart};
 use crate::lifecycle::Clock;
-use crate::table::row::{CommunicationRow, ConversationRow};
-use crate::telemetry;
+use crate::table::row::{CommunicationRow, ConversationRow, Recipient, Word};
 
 mod fetch;
 mod hash;
@@ -121,6 +119,47 @@ pub struct Enriched {
     pub communications: Vec<CommunicationRow>,
 }
 
+impl Enriched {
+    /// Roughly what it takes in memory: for the bound on rows that wait for their commit.
+    pub fn bytes(&self) -> usize {
+        let conversation = &self.conversation;
+        let texts = [
+            &conversation.metadata,
+            &conversation.extra,
+            &conversation.name,
+        ];
+        let participants = conversation.participants.len() * PARTICIPANT_BYTES;
+        size_of::<Self>()
+            + texts.into_iter().flatten().map(String::len).sum::<usize>()
+            + participants
+            + self
+                .communications
+                .iter()
+                .map(communication_bytes)
+                .sum::<usize>()
+    }
+}
+
+/// A participant with two addresses, and the short texts of each.
+const PARTICIPANT_BYTES: usize = 512;
+/// The ids, addresses and names of a communication or of one of its recipients.
+const SHORT_TEXTS_BYTES: usize = 256;
+
+fn communication_bytes(row: &CommunicationRow) -> usize {
+    let long = [&row.text, &row.extra]
+        .into_iter()
+        .flatten()
+        .map(String::len);
+    let recipients = row.recipients.as_ref().map_or(0, Vec::len);
+    let words = row.transcription_words.iter().flatten();
+    let words = words.map(|word| size_of::<Word>() + word.text.as_ref().map_or(0, String::len));
+    size_of::<CommunicationRow>()
+        + SHORT_TEXTS_BYTES
+        + recipients * (size_of::<Recipient>() + SHORT_TEXTS_BYTES)
+        + long.sum::<usize>()
+        + words.sum::<usize>()
+}
+
 /// Why a conversation has no rows, and what is to become of the record that announced it.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrichError {
@@ -180,24 +219,11 @@ impl Enricher {
 
     /// Fetches and judges one conversation. Safe to drop at any await: nothing has an effect.
     ///
-    /// A 404 is a GONE row and no communications. The time is recorded as `convolake_enrich_seconds`,
-    /// the row as `convolake_conversations_enriched_total`.
+    /// A 404 is a GONE row and no communications.
     ///
     /// # Errors
     /// [`EnrichError`].
     pub async fn enrich(&self, close: &Close) -> Result<Enriched, EnrichError> {
-        let began = Instant::now();
-        let result = self.fetch_and_judge(close).await;
-        metrics::histogram!(telemetry::ENRICH_SECONDS).record(began.elapsed());
-        if let Ok(enriched) = &result {
-            let completeness = enriched.conversation.completeness.as_str();
-            metrics::counter!(telemetry::CONVERSATIONS_ENRICHED, "completeness" => completeness)
-                .increment(1);
-        }
-        result
-    }
-
-    async fn fetch_and_judge(&self, close: &Close) -> Result<Enriched, EnrichError> {
         let mut fetch = fetch::Fetch::new(self, &close.conversation_id);
         let fetched = fetch.all().await?;
         let ledger = fetch.ledger();

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::api::scripted::{self, Reply, Seen, Server};
 use crate::api::{Credentials, Settings};
@@ -64,7 +66,8 @@ impl World {
             conversation: json!({
                 "id": "v1", "accountId": "AC1", "configurationId": "cfg1", "status": "CLOSED",
                 "name": "n", "createdAt": "2026-11-22T10:00:00Z",
-                "updatedAt": "2026-11-22T11:58:00Z", "metadata": {"k": "v"}, "sentiment": 1
+                "updatedAt": "2026-11-22T11:58:00Z", "metadata": {"k": "v"}, "sentiment": 1,
+                "channels": ["SMS"], "configuration": {"statusCallbacks": [{"url": "https://h/?key=s"}]}
             }),
             participants: vec![
                 json!({"id": "p1", "type": "CUSTOMER", "name": "Ann", "profileId": "prof1",
@@ -216,6 +219,10 @@ async fn a_whole_conversation() {
     assert_eq!(conversation.metadata.as_deref(), Some(r#"{"k":"v"}"#));
     assert_eq!(conversation.extra.as_deref(), Some(r#"{"sentiment":1}"#));
     assert_eq!(conversation.enriched_at, now().as_microsecond());
+    assert_eq!(
+        conversation.created_at.map(|at| at % 3_600_000_000),
+        Some(0)
+    );
     assert_eq!(
         conversation.participants[0].profile_id.as_deref(),
         Some("prof1")
