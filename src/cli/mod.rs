@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::config::args::{Command, KafkaArgs, TopicArgs};
-use crate::config::{self, Invalid, Secrets};
+use crate::config::{self, Invalid};
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
 use crate::telemetry::{self, Readiness};
 use crate::topic::{self, Topics};

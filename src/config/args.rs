@@ -36,7 +36,7 @@ pub struct Cli {
         long,
         global = true,
         value_name = "FILTER",
-        default_value = "info,librdkafka=error"
+        default_value = "warn,convolake=info,librdkafka=error"
     )]
     pub log_filter: String,
 }

@@ -380,7 +380,13 @@ impl<'a, W: Work> Loop<'a, W> {
                 reply.start_at(starts);
                 self.ready.up();
             }
-            Event::Revoked { partitions, reply } => return self.revoke(partitions, reply).await,
+            Event::Revoked { partitions, lost, reply } => {
+                // What was lost may have another owner already, who reads it again.
+                if !lost && let Some(ended) = self.flush_everything_finished().await? {
+                    return Ok(Some(ended));
+                }
+                self.revoke(&partitions, reply);
+            }
             Event::Unreachable(reason) => self.ready.down(reason),
             Event::Failed(source) => {
                 return Err(IngestError::Topic {
@@ -392,22 +398,14 @@ impl<'a, W: Work> Loop<'a, W> {
         Ok(None)
     }
 
-    /// Writes what is finished of the leaving partitions, forgets the rest, then lets them go.
-    async fn revoke(
-        &mut self,
-        partitions: Vec<i32>,
-        reply: topic::RevokeReply,
-    ) -> Result<Option<Ended>, IngestError> {
-        if let Some(ended) = self.flush_everything_finished().await? {
-            return Ok(Some(ended));
-        }
-        for partition in &partitions {
+    /// Forgets all work of the leaving partitions, then lets them go.
+    fn revoke(&mut self, partitions: &[i32], reply: topic::RevokeReply) {
+        for partition in partitions {
             if let Some(gone) = self.partitions.remove(partition) {
                 self.finished_weight -= gone.finished_weight(W::weight);
             }
         }
-        self.waiting
-            .retain(|record| !partitions.contains(&record.partition));
+        self.waiting.retain(|record| !partitions.contains(&record.partition));
         self.work.forget();
         tracing::info!(
             group = self.settings.group,
@@ -415,7 +413,6 @@ impl<'a, W: Work> Loop<'a, W> {
             "revoked: unfinished work discarded"
         );
         reply.done();
-        Ok(None)
     }
 
     /// Starts work while there is room for its result.
