@@ -7,6 +7,7 @@
 //! It leaves out: creating topics by request, deleting records, replication, quotas, access control.
 
 use std::fmt;
+use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::mocking::MockCluster;
@@ -19,6 +20,11 @@ use super::{Error, Quiet, Settings, notify};
 /// 100,000 batches.
 pub const EMBEDDED_PARTITION_BYTES: u64 = 5 * 1024 * 1024;
 
+/// How long a member may be silent.
+const SESSION_TIMEOUT: Duration = Duration::from_millis(3_000);
+/// How often a member speaks up.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(300);
+/// The one broker's number.
 const BROKER: i32 = 1;
 
 /// A cluster of one broker, which ends when this is dropped.
@@ -67,11 +73,16 @@ impl EmbeddedCluster {
         &self.cluster_id
     }
 
-    /// How to reach it.
+    /// How to reach it. The mock cluster lets a rebalance last as long as the session, less a second,
+    /// so sessions are short.
     pub fn settings(&self) -> Settings {
+        let property = |name: &str, ms: Duration| (name.to_owned(), ms.as_millis().to_string());
         Settings {
             brokers: self.brokers.clone(),
-            properties: Vec::new(),
+            properties: vec![
+                property("session.timeout.ms", SESSION_TIMEOUT),
+                property("heartbeat.interval.ms", HEARTBEAT_INTERVAL),
+            ],
             cluster: Some(self.cluster_id.clone()),
         }
     }

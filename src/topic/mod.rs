@@ -27,7 +27,9 @@ pub use consumer::{
     AssignReply, Consumer, Event, MAX_IN_FLIGHT_BYTES, MAX_POLL_INTERVAL, REPLY_WAIT, RevokeReply,
     Watermarks,
 };
-pub use consumer::{MAX_POLL_INTERVAL, REPLY_WAIT};
+pub use consumer::{
+    AssignReply, Consumer, Event, MAX_POLL_INTERVAL, REPLY_WAIT, RevokeReply, Watermarks,
+};
 pub use embedded::{EMBEDDED_PARTITION_BYTES, EmbeddedCluster};
 pub use producer::{Acknowledgement, Publisher};
 pub use record::{DeadLetter, Headers, Message, Record, Topics};

@@ -4,8 +4,9 @@
 //! queue of events stops being empty, and the runtime that serves the connections sees it. A thread that
 //! polls would cost a wake-up and two context switches for every acknowledgement.
 //!
-//! Guarantees: no wake-up is lost. librdkafka writes once, then not again until the queue was polled, so
-//! whoever is woken must poll at least once, and go on while [`Wakeups::queued`] is not 0.
+//! Guarantees: no wake-up is lost to those who poll until [`Wakeups::queued`] is 0, once before the first
+//! wait and once after each. librdkafka signals only when its queue stops being empty, and not again
+//! until it was polled.
 #![allow(unsafe_code)]
 
 use std::fs::File;

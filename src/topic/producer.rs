@@ -301,11 +301,7 @@ impl Core {
 async fn serve(core: Arc<Core>, mut wakeups: Wakeups<Reports>) {
     let mut next_rebuild = Instant::now();
     loop {
-        if let Err(error) = wakeups.wait().await {
-            // Only a closed descriptor fails here, and this task owns it.
-            tracing::error!(%error, "the producer's wake-ups failed; restart the process");
-            return;
-        }
+        // First, and after a replacement: an event that was there before the signal gives none.
         serve_queued(&wakeups).await;
         while is_fatal(wakeups.producer()) {
             // The producer that failed stays in place until there is another: it refuses at once.
@@ -320,6 +316,12 @@ async fn serve(core: Arc<Core>, mut wakeups: Wakeups<Reports>) {
                 }
                 Err(error) => tracing::error!(%error, "cannot replace the producer yet"),
             }
+            serve_queued(&wakeups).await;
+        }
+        if let Err(error) = wakeups.wait().await {
+            // Only a closed descriptor fails here, and this task owns it.
+            tracing::error!(%error, "the producer's wake-ups failed; restart the process");
+            return;
         }
     }
 }

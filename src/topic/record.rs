@@ -115,7 +115,7 @@ pub struct Record {
     /// When it was produced or appended, milliseconds since 1970, if the broker says.
     pub timestamp_ms: Option<i64>,
     topic: Bytes,
-    _hold: Hold,
+    hold: Option<Hold>,
 }
 
 impl Record {
@@ -130,7 +130,7 @@ impl Record {
     }
 
     /// Copies `message` into one allocation.
-    pub(super) fn copy(message: &BorrowedMessage<'_>, hold: Hold) -> Self {
+    pub(super) fn copy(message: &BorrowedMessage<'_>) -> Self {
         let key = message.key();
         let value = message.payload().unwrap_or_default();
         let topic = message.topic();
@@ -160,13 +160,13 @@ impl Record {
             timestamp_ms: message.timestamp().to_millis(),
             topic: data.slice(topic),
             headers: Headers { data, spans },
-            _hold: hold,
+            hold: None,
         }
     }
 
-    /// What copying `message` will hold.
-    pub(super) fn bytes_of(message: &BorrowedMessage<'_>) -> usize {
-        message.key_len() + message.payload_len() + header_bytes(message)
+    /// Gives it its share of the bound.
+    pub(super) fn hold(&mut self, hold: Hold) {
+        self.hold = Some(hold);
     }
 }
 

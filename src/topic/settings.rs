@@ -30,8 +30,14 @@ const LINGER_MS: u64 = 5;
 pub const QUEUE_MESSAGES: u32 = 16_384;
 /// Most bytes in the producer's queue, in kB. The default of 1 GiB is more than a container has.
 pub const QUEUE_KBYTES: u32 = 32_768;
-/// Most bytes librdkafka reads ahead for all partitions, in kB; the default is 64 MB.
+/// Most bytes librdkafka reads ahead for all partitions, in kB, and never more than a quarter of what may
+/// be in flight: a pause throws it away. The default is 64 MB.
 const READ_AHEAD_KBYTES: u32 = 16_384;
+/// How long a broker may wait for new records before it answers a fetch. After a pause, reading goes on
+/// when the fetch before it was answered; the default is 500 ms.
+const FETCH_WAIT_MAX_MS: u32 = 100;
+/// How long fetching stops when enough was read ahead. The default of 1 s is longer than it lasts.
+const FETCH_QUEUE_BACKOFF_MS: u32 = 20;
 
 /// How to reach Kafka.
 #[derive(Clone, Default)]
@@ -52,7 +58,7 @@ impl Settings {
     /// [`Error::Refused`] or [`Error::Property`], naming the property.
     pub fn validate(&self) -> Result<(), Error> {
         self.producer()?;
-        self.consumer(Some("validate")).map(drop)
+        self.consumer(Some(("validate", u32::MAX))).map(drop)
     }
 
     /// Settings of the idempotent producer.
@@ -75,8 +81,9 @@ impl Settings {
         self.finish(config)
     }
 
-    /// Settings of a consumer; without a group it can only ask (metadata, watermarks).
-    pub(super) fn consumer(&self, group: Option<&str>) -> Result<ClientConfig, Error> {
+    /// Settings of a consumer of a group, with the bytes it may have in flight; without a group it can
+    /// only ask (metadata, watermarks).
+    pub(super) fn consumer(&self, group: Option<(&str, u32)>) -> Result<ClientConfig, Error> {
         let mut config = self.common();
         for (name, value) in [
             ("enable.auto.commit", "false".to_owned()),
@@ -91,12 +98,17 @@ impl Settings {
                 "max.poll.interval.ms",
                 MAX_POLL_INTERVAL.as_millis().to_string(),
             ),
-            ("queued.max.messages.kbytes", READ_AHEAD_KBYTES.to_string()),
+            ("fetch.wait.max.ms", FETCH_WAIT_MAX_MS.to_string()),
+            ("fetch.queue.backoff.ms", FETCH_QUEUE_BACKOFF_MS.to_string()),
         ] {
             config.set(name, value);
         }
-        if let Some(group) = group {
-            config.set("group.id", group);
+        if let Some((group, in_flight_bytes)) = group {
+            let quarter_kbytes = (in_flight_bytes / 1024 / 4).max(1);
+            config.set("group.id", group).set(
+                "queued.max.messages.kbytes",
+                READ_AHEAD_KBYTES.min(quarter_kbytes).to_string(),
+            );
         }
         self.finish(config)
     }
@@ -255,7 +267,7 @@ mod tests {
         ] {
             assert_eq!(producer.get(name), Some(value), "{name}");
         }
-        let consumer = settings.consumer(Some("g")).unwrap();
+        let consumer = settings.consumer(Some(("g", 64 << 20))).unwrap();
         for (name, value) in [
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),

@@ -23,6 +23,9 @@ use crate::topic::{Error, Record};
 const POLL: Duration = Duration::from_millis(100);
 /// Longest poll while records wait for room: bounds how late freed room is seen.
 const POLL_WHILE_HELD: Duration = Duration::from_millis(10);
+/// How long a record waits for room before its partitions are paused. A reader that keeps up is never
+/// further behind; until the pause nothing is polled, so a rebalance waits as long.
+const BEFORE_PAUSE: Duration = Duration::from_millis(200);
 /// A pause throws away what was read ahead, so going on with little room is not worth it before this.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// Shortest time between two reports that brokers are away.
@@ -105,7 +108,7 @@ impl Reader {
             record: Record::copy(message),
         };
         if self.held.is_empty() {
-            let Err(read) = self.send(read) else {
+            let Err(read) = self.send(read, BEFORE_PAUSE) else {
                 return;
             };
             self.held_since = Instant::now();
@@ -116,10 +119,10 @@ impl Reader {
         self.pause();
     }
 
-    /// Gives `read` back when there is no room for it.
-    fn send(&self, mut read: Read) -> Result<(), Box<Read>> {
+    /// Gives `read` back when no room for it came within `patience`.
+    fn send(&self, mut read: Read, patience: Duration) -> Result<(), Box<Read>> {
         let share = self.shared.budget.share(read.record.bytes());
-        let Some(hold) = self.shared.budget.hold(share) else {
+        let Some(hold) = self.shared.budget.hold(share, patience) else {
             return Err(Box::new(read));
         };
         read.record.hold(hold);
@@ -143,7 +146,7 @@ impl Reader {
             {
                 continue;
             }
-            if let Err(read) = self.send(read) {
+            if let Err(read) = self.send(read, Duration::ZERO) {
                 self.held.push_front(*read);
                 // Those assigned meanwhile are not paused yet.
                 self.pause();

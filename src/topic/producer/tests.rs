@@ -318,3 +318,17 @@ async fn check_names_what_is_missing() {
     let error = publisher.check(&[TOPIC], SOON).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn an_event_from_before_the_first_wait_blocks_nothing() {
+    let cluster = EmbeddedCluster::start(1, &[TOPIC]).unwrap();
+    let mut settings = cluster.settings();
+    // A consumer's property: librdkafka remarks on it while the producer is created.
+    settings
+        .properties
+        .push(("fetch.min.bytes".into(), "1".into()));
+    let publisher = Publisher::start(&settings).unwrap();
+    within(publisher.publish(&message(b"k", b"v")))
+        .await
+        .unwrap();
+}
