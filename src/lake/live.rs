@@ -28,6 +28,9 @@ use super::{LakeError, Stats, read};
 /// Id hashes kept per table: 128 MiB. Above it the files asked least recently are read again when needed.
 const HASHES_MAX: usize = 16 << 20;
 
+/// Start of the name of a file whose rows were all live before.
+const KEPT: &str = "kept-";
+
 /// A live data file, as the log describes it.
 #[derive(Debug)]
 pub(super) struct LiveFile {
@@ -390,8 +393,10 @@ fn parse(
             serde_json::from_str(stats.value(row)).map_err(|_| odd("readable statistics"))?
         };
         let bound = |bounds: Option<Bounds>| bounds.and_then(|b| b.conversation_id);
-        // Compaction moves rows that were there before.
-        let moved = moves.is_some_and(|m| m.is_valid(row) && !m.value(row));
+        // Compaction, and the rewriting of a file for the sake of another conversation, move rows that were
+        // there before: nobody's new writing.
+        let moved =
+            moves.is_some_and(|m| m.is_valid(row) && !m.value(row)) || is_kept(paths.value(row));
         into.push(LiveFile {
             path: paths.value(row).into(),
             bytes: u64::try_from(sizes.value(row)).unwrap_or(0),
@@ -403,6 +408,19 @@ fn parse(
         });
     }
     Ok(())
+}
+
+/// Name of a data file: `kept` if all its rows were live before, in a file that it replaces.
+pub(super) fn file_name(kept: bool) -> String {
+    // A name is never used twice: a file removed and added in one version would be ambiguous.
+    let id = uuid::Uuid::new_v4();
+    format!("{}{id}.parquet", if kept { KEPT } else { "" })
+}
+
+fn is_kept(path: &str) -> bool {
+    path.rsplit('/')
+        .next()
+        .is_some_and(|name| name.starts_with(KEPT))
 }
 
 fn partition(table: TableName, entries: &StructArray) -> Option<Partition> {

@@ -249,7 +249,8 @@ impl Log {
             UpdateTableOperation::Update
         };
         let mut builder = snapshot.clone().update_table(operation, ENGINE_INFO, true);
-        if change.removes.is_empty() {
+        // The kernel calls a commit of positions alone no append.
+        if change.removes.is_empty() && !change.adds.is_empty() {
             builder = builder
                 .with_blind_append()
                 .with_operation_parameters([("outputMode", Some("Append"))]);

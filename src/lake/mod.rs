@@ -24,6 +24,7 @@ mod location;
 mod log;
 mod read;
 
+pub mod sql;
 mod storage;
 mod write;
 

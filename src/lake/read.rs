@@ -69,8 +69,8 @@ impl Batches {
     ///
     /// # Errors
     /// I/O, after which there are no more.
-    pub async fn next(&mut self) -> Option<Result<RecordBatch, LakeError>> {
-        self.receiver.recv().await
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>, LakeError> {
+        self.receiver.recv().await.transpose()
     }
 }
 
