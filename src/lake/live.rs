@@ -81,6 +81,9 @@ impl View {
     }
 }
 
+/// Files, each with the conversations that were looked for and are in it.
+pub(super) type Found = Vec<(Arc<LiveFile>, BTreeSet<String>)>;
+
 /// A table as this process knows it.
 #[derive(Debug)]
 pub(super) struct TableState {
@@ -142,13 +145,21 @@ impl TableState {
         Ok(view)
     }
 
+    /// Takes over the same version with a newer checkpoint under it.
+    pub(super) fn adopt(&self, snapshot: SnapshotRef) {
+        let mut state = lock(&self.state);
+        if state.snapshot.version() == snapshot.version() {
+            state.snapshot = snapshot;
+        }
+    }
+
     /// Which of `ids` have rows, by file. With `after`, only in files that came after that version.
     pub(super) fn find(
         &self,
         view: &View,
         ids: &[String],
         after: Option<u64>,
-    ) -> Result<Vec<(Arc<LiveFile>, BTreeSet<String>)>, LakeError> {
+    ) -> Result<Found, LakeError> {
         let mut asked: Vec<(&str, u64)> = ids.iter().map(|id| (id.as_str(), hash(id))).collect();
         asked.sort_unstable();
         asked.dedup();
@@ -223,7 +234,14 @@ impl TableState {
             .map_err(failed)?;
         let Some(changes) = changes else {
             // The entries in between are gone into a checkpoint.
-            **state = load(&self.log, snapshot)?;
+            let mut view = load(&self.log, snapshot)?;
+            let files = Arc::make_mut(&mut view.files);
+            for (path, file) in files {
+                if let Some(known) = state.files.get(path) {
+                    *file = known.clone();
+                }
+            }
+            **state = view;
             return Ok(state.clone());
         };
         let changes = changes.into_listing().map_err(failed)?;
