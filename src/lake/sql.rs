@@ -30,19 +30,27 @@ pub enum Reader {
 /// [`LakeError::Location`].
 pub fn views(location: &str, reader: Reader) -> Result<String, LakeError> {
     let root = location::parse(location)?;
-    let root = root.to_str().ok_or_else(|| LakeError::Location {
+    let refuse = |reason: &str| LakeError::Location {
         location: location.to_owned(),
-        reason: "the path is not UTF-8, so SQL cannot name it".to_owned(),
-    })?;
+        reason: reason.to_owned(),
+    };
+    let name = root
+        .to_str()
+        .ok_or_else(|| refuse("the path is not UTF-8, so SQL cannot name it"))?
+        .trim_end_matches('/');
+    // The extension takes paths for URLs and undoes percent signs: a URL says what is meant.
+    let url = url::Url::from_file_path(&root).map_err(|()| refuse("the path is not absolute"))?;
     let mut sql = String::from(match reader {
         Reader::Plain => PLAIN_HEADER,
         Reader::Delta => DELTA_HEADER,
     });
     for table in TableName::ALL {
-        let path = format!("{}/{table}", root.trim_end_matches('/'));
         let (template, path) = match reader {
-            Reader::Plain => (PLAIN_TABLE, glob_literal(&path)),
-            Reader::Delta => (DELTA_TABLE, path),
+            Reader::Plain => (PLAIN_TABLE, glob_literal(&format!("{name}/{table}"))),
+            Reader::Delta => (
+                DELTA_TABLE,
+                format!("{}/{table}", url.as_str().trim_end_matches('/')),
+            ),
         };
         let text = template
             .replace("$EMPTY_QUOTED", &quoted(&empty(table)))

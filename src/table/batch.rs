@@ -3,7 +3,6 @@
 //! A batch holds what one flush holds. Arrow counts the bytes of a text column in 31 bits, so a batch must stay
 //! below 2 GiB of text in any column; a flush is bounded by its caller far below that.
 
-use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -21,8 +20,10 @@ use super::row::{
 use super::{Kind, TableName, schema};
 
 /// Rows of `communications`, sorted by conversation, time, position.
-pub fn communications_batch<R: Borrow<CommunicationRow>>(rows: &[R]) -> RecordBatch {
-    let rows = sorted(rows, |a: &CommunicationRow, b| {
+pub fn communications_batch<'a>(
+    rows: impl IntoIterator<Item = &'a CommunicationRow>,
+) -> RecordBatch {
+    let rows = sorted(rows, |a, b| {
         (&a.conversation_id, a.occurred_at, a.position).cmp(&(
             &b.conversation_id,
             b.occurred_at,
@@ -76,10 +77,8 @@ pub fn communications_batch<R: Borrow<CommunicationRow>>(rows: &[R]) -> RecordBa
 }
 
 /// Rows of `conversations`, sorted by conversation.
-pub fn conversations_batch<R: Borrow<ConversationRow>>(rows: &[R]) -> RecordBatch {
-    let rows = sorted(rows, |a: &ConversationRow, b| {
-        a.conversation_id.cmp(&b.conversation_id)
-    });
+pub fn conversations_batch<'a>(rows: impl IntoIterator<Item = &'a ConversationRow>) -> RecordBatch {
+    let rows = sorted(rows, |a, b| a.conversation_id.cmp(&b.conversation_id));
     let rows = rows.as_slice();
     batch(
         TableName::Conversations,
@@ -121,8 +120,8 @@ pub fn conversations_batch<R: Borrow<ConversationRow>>(rows: &[R]) -> RecordBatc
 }
 
 /// Rows of `events`, sorted by the time received, then by their place in the topic.
-pub fn events_batch<R: Borrow<EventRow>>(rows: &[R]) -> RecordBatch {
-    let rows = sorted(rows, |a: &EventRow, b| {
+pub fn events_batch<'a>(rows: impl IntoIterator<Item = &'a EventRow>) -> RecordBatch {
+    let rows = sorted(rows, |a, b| {
         (a.received_at, a.kafka_partition, a.kafka_offset).cmp(&(
             b.received_at,
             b.kafka_partition,
@@ -152,8 +151,11 @@ fn batch(table: TableName, columns: Vec<ArrayRef>) -> RecordBatch {
         .expect("the columns above are those of the schema, in its order")
 }
 
-fn sorted<B: Borrow<R>, R>(rows: &[B], order: impl Fn(&R, &R) -> Ordering) -> Vec<&R> {
-    let mut rows: Vec<&R> = rows.iter().map(Borrow::borrow).collect();
+fn sorted<'a, R>(
+    rows: impl IntoIterator<Item = &'a R>,
+    order: impl Fn(&R, &R) -> Ordering,
+) -> Vec<&'a R> {
+    let mut rows: Vec<&R> = rows.into_iter().collect();
     rows.sort_by(|a, b| order(a, b));
     rows
 }
@@ -303,15 +305,9 @@ mod tests {
     #[test]
     fn no_rows_are_an_empty_batch_with_every_column() {
         for (table, batch) in [
-            (
-                TableName::Communications,
-                communications_batch::<CommunicationRow>(&[]),
-            ),
-            (
-                TableName::Conversations,
-                conversations_batch::<ConversationRow>(&[]),
-            ),
-            (TableName::Events, events_batch::<EventRow>(&[])),
+            (TableName::Communications, communications_batch(&[])),
+            (TableName::Conversations, conversations_batch(&[])),
+            (TableName::Events, events_batch(&[])),
         ] {
             assert_eq!((batch.num_rows(), batch.schema()), (0, schema(table)));
         }
