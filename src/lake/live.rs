@@ -11,6 +11,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::{Array, AsArray, BooleanArray, Int64Array, MapArray, StringArray, StructArray};
@@ -89,6 +90,8 @@ pub(super) type Found = Vec<(Arc<LiveFile>, BTreeSet<String>)>;
 pub(super) struct TableState {
     log: Log,
     state: Mutex<View>,
+    /// That of `state`, readable while a refresh holds it.
+    version: AtomicU64,
     hashes: Mutex<Hashes>,
     /// Held by the commit under way.
     pub(super) committing: Arc<tokio::sync::Mutex<()>>,
@@ -99,6 +102,7 @@ impl TableState {
         let view = load(&log, snapshot)?;
         Ok(TableState {
             log,
+            version: AtomicU64::new(view.snapshot.version()),
             state: Mutex::new(view),
             hashes: Mutex::default(),
             committing: Arc::default(),
@@ -118,8 +122,8 @@ impl TableState {
     }
 
     /// The version seen last.
-    pub(super) fn view(&self) -> View {
-        lock(&self.state).clone()
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// The newest version.
@@ -242,6 +246,8 @@ impl TableState {
                 }
             }
             **state = view;
+            self.version
+                .store(state.snapshot.version(), Ordering::Release);
             return Ok(state.clone());
         };
         let changes = changes.into_listing().map_err(failed)?;
@@ -263,6 +269,8 @@ impl TableState {
             files.insert(file.path.clone(), Arc::new(file));
         }
         state.snapshot = snapshot;
+        self.version
+            .store(state.snapshot.version(), Ordering::Release);
         Ok(state.clone())
     }
 }

@@ -181,6 +181,13 @@ async fn hundreds_of_commits_are_checkpointed_and_reopened() {
     for version in 0..200 {
         fs::remove_file(log.join(format!("{version:020}.json"))).unwrap();
     }
+    // And as a killed writer leaves it: the pointer to the checkpoint cut short, an entry staged.
+    let staged = log.join(format!("{:020}.json#1", COMMITS + 1));
+    fs::write(staged, b"{\"commitInfo\":").unwrap();
+    for pointer in [&b""[..], b"{\"vers"] {
+        fs::write(log.join("_last_checkpoint"), pointer).unwrap();
+        drop(open(folder.path()).await);
+    }
     let reopened = open(folder.path()).await;
     let reopened = reopened.table(TableName::Events);
     let stats = reopened.stats().await.unwrap();
@@ -206,14 +213,12 @@ async fn a_commit_on_a_version_whose_entry_is_gone_is_a_conflict() {
     let lake = open(folder.path()).await;
     let table = lake.table(TableName::Events);
     let state = table.0.clone();
-    let snapshot = state.view().snapshot;
-    fs::remove_file(
-        folder
-            .path()
-            .join("events/_delta_log/00000000000000000000.json"),
-    )
-    .unwrap();
+    let entry = folder
+        .path()
+        .join("events/_delta_log/00000000000000000000.json");
     let tried = blocking(move || {
+        let snapshot = state.refresh()?.snapshot;
+        fs::remove_file(entry).unwrap();
         let change = log::Change {
             adds: vec![],
             removes: vec![],
@@ -241,4 +246,32 @@ async fn a_dropped_commit_lands_whole_or_not_at_all() {
     }
     let expected: Vec<_> = (0..4).flat_map(|at| pairs(&format!("c{at}"), 2)).collect();
     assert_eq!(content(table).await, expected);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_an_error_and_not_an_end() {
+    let folder = TempDir::new().unwrap();
+    let lake = open(folder.path()).await;
+    let table = lake.table(TableName::Communications);
+    let commit = rows(&communications("c1", 2));
+    table.commit(&commit).await.unwrap();
+    let file = listing(folder.path())
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|end| end == "parquet"))
+        .unwrap();
+    let whole = fs::read(&file).unwrap();
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+        fs::write(&file, &whole[..cut]).unwrap();
+        let mut batches = table.read(&["text"]).await.unwrap();
+        let end = loop {
+            match batches.next().await {
+                Ok(Some(_)) => {}
+                end => break end,
+            }
+        };
+        assert!(end.is_err(), "cut at {cut}: {end:?}");
+        let cold = open(folder.path()).await;
+        let cold = cold.table(TableName::Communications);
+        assert!(cold.holds(&ids(&["c1"])).await.is_err(), "cut at {cut}");
+    }
 }
