@@ -47,6 +47,7 @@ metrics_table! {
     Gauge CALLBACK_CONNECTIONS = "convolake_callback_connections", "Connections open on the callback listener.";
     Counter RECORDS_PUBLISHED = "convolake_records_published_total", "Records that Kafka acknowledged, by topic kind.";
     Counter PUBLISH_FAILURES = "convolake_publish_failures_total", "Records that Kafka did not acknowledge, by reason.";
+    Counter PRODUCER_REBUILDS = "convolake_producer_rebuilds_total", "Producers replaced after a fatal error.";
     Counter RECORDS_CONSUMED = "convolake_records_consumed_total", "Records read, by group.";
     Gauge IN_FLIGHT_BYTES = "convolake_in_flight_bytes", "Bytes of records read and not yet durable, by group.";
     Gauge CONSUMER_LAG = "convolake_consumer_lag_records", "Records between the lake's position and the end of the topic, by group.";

@@ -75,14 +75,12 @@ impl Batches {
     ///
     /// # Errors
     /// I/O, after which there are no more.
-    pub async fn next(&mut self) -> Result<Option<RecordBatch>, LakeError> {
+    pub async fn next(&mut self) -> Option<Result<RecordBatch, LakeError>> {
         if let Some(batch) = self.receiver.recv().await {
-            return batch.map(Some);
+            return Some(batch);
         }
-        match self.reader.take() {
-            Some(reader) => reader.await.map(|()| None).map_err(LakeError::Ended),
-            None => Ok(None),
-        }
+        let ended = self.reader.take()?.await;
+        ended.err().map(|error| Err(LakeError::Ended(error)))
     }
 }
 

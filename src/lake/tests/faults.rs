@@ -263,13 +263,11 @@ async fn a_damaged_file_is_an_error_and_not_an_end() {
     for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
         fs::write(&file, &whole[..cut]).unwrap();
         let mut batches = table.read(&["text"]).await.unwrap();
-        let end = loop {
-            match batches.next().await {
-                Ok(Some(_)) => {}
-                end => break end,
-            }
-        };
-        assert!(end.is_err(), "cut at {cut}: {end:?}");
+        let mut ended = None;
+        while let Some(batch) = batches.next().await {
+            ended = batch.err();
+        }
+        assert!(ended.is_some(), "cut at {cut}");
         let cold = open(folder.path()).await;
         let cold = cold.table(TableName::Communications);
         assert!(cold.holds(&ids(&["c1"])).await.is_err(), "cut at {cut}");

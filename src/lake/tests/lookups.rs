@@ -106,7 +106,8 @@ async fn a_file_of_several_parts_and_row_groups_is_read_back() {
     assert!(done.files == 1 && done.bytes > 16 << 20, "{done:?}");
     let mut batches = table.read(&["kafka_offset"]).await.unwrap();
     let mut offsets = Vec::new();
-    while let Some(batch) = batches.next().await.unwrap() {
+    while let Some(batch) = batches.next().await {
+        let batch = batch.unwrap();
         offsets.extend_from_slice(batch.column(0).as_primitive::<Int64Type>().values());
     }
     // Batches came in another order: rows of a file are sorted across them.

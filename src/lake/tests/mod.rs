@@ -108,7 +108,8 @@ fn ids(ids: &[&str]) -> Vec<String> {
 async fn content(table: &Table) -> Vec<(String, i64)> {
     let mut batches = table.read(&["conversation_id", "position"]).await.unwrap();
     let mut found = Vec::new();
-    while let Some(batch) = batches.next().await.unwrap() {
+    while let Some(batch) = batches.next().await {
+        let batch = batch.unwrap();
         let conversations = batch.column(0).as_string::<i32>().iter().flatten();
         let positions = batch.column(1).as_primitive::<Int64Type>().values();
         found.extend(conversations.map(str::to_owned).zip(positions.to_vec()));

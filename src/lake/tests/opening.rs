@@ -181,7 +181,8 @@ async fn an_older_table_gets_the_columns_it_lacks() {
     }
     let mut batches = table.read(&["date", "idempotency_token"]).await.unwrap();
     let mut tokens = 0;
-    while let Some(batch) = batches.next().await.unwrap() {
+    while let Some(batch) = batches.next().await {
+        let batch = batch.unwrap();
         tokens += batch.column(1).as_string::<i32>().iter().flatten().count();
     }
     assert_eq!(tokens, 2);

@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub(crate) mod parts;
 pub(crate) mod process;
 pub(crate) mod relay;
+pub(crate) mod roles;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -18,11 +19,23 @@ use tempfile::TempDir;
 
 /// Pause between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Pause where a look costs more than what it looks at can spare.
+pub(crate) const SLOW_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Looks at `check` until it is `Ok`; its `Err` says what it saw.
 ///
 /// Panics at the deadline, with the last thing seen.
 pub(crate) async fn until<T>(
+    what: &str,
+    limit: Duration,
+    check: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
+    until_every(POLL_INTERVAL, what, limit, check).await
+}
+
+/// [`until`] with another pause between two looks.
+pub(crate) async fn until_every<T>(
+    pause: Duration,
     what: &str,
     limit: Duration,
     mut check: impl AsyncFnMut() -> Result<T, String>,
@@ -34,7 +47,7 @@ pub(crate) async fn until<T>(
             Err(seen) if started.elapsed() > limit => {
                 panic!("{what}: not within {limit:?}; last seen: {seen}")
             }
-            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
+            Err(_) => tokio::time::sleep(pause).await,
         }
     }
 }

@@ -1,0 +1,117 @@
+//! A Kafka cluster inside the process, for `convolake dev` and for tests: the real protocol on loopback.
+//!
+//! Owns one broker of librdkafka's mock cluster and its topics. Refuses to stand in for durability: it
+//! keeps records in memory and drops the oldest beyond [`EMBEDDED_PARTITION_BYTES`] a partition, so a
+//! reader that falls behind meets [`Error::OffsetOutOfRange`](super::Error::OffsetOutOfRange).
+//!
+//! It leaves out: creating topics by request, deleting records, replication, quotas, access control.
+
+use std::fmt;
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
+use uuid::Uuid;
+
+use super::{Error, Quiet, Settings, notify};
+
+/// What one partition keeps, bytes of stored batches (librdkafka 2.12, `rdkafka_mock.c`); also at most
+/// 100,000 batches.
+pub const EMBEDDED_PARTITION_BYTES: u64 = 5 * 1024 * 1024;
+
+const BROKER: i32 = 1;
+
+/// A cluster of one broker, which ends when this is dropped.
+pub struct EmbeddedCluster {
+    /// Owns the cluster; never produces.
+    owner: BaseProducer<Quiet>,
+    brokers: String,
+    cluster_id: String,
+}
+
+impl EmbeddedCluster {
+    /// Starts it with `topics`, each of `partitions` partitions.
+    ///
+    /// # Errors
+    /// [`Error::Client`] where it cannot listen on loopback, or a topic's name is none.
+    pub fn start(partitions: i32, topics: &[&str]) -> Result<EmbeddedCluster, Error> {
+        let failed = |error: rdkafka::error::KafkaError| Error::Client {
+            reason: error.to_string(),
+        };
+        let owner: BaseProducer<Quiet> = ClientConfig::new()
+            .set("test.mock.num.brokers", "1")
+            .set_log_level(RDKafkaLogLevel::Warning)
+            .create_with_context(Quiet)
+            .map_err(failed)?;
+        notify::skip_group_delay(owner.client());
+        for topic in topics {
+            mock(&owner)
+                .create_topic(topic, partitions, 1)
+                .map_err(failed)?;
+        }
+        let brokers = mock(&owner).bootstrap_servers();
+        Ok(EmbeddedCluster {
+            brokers,
+            cluster_id: format!("embedded-{}", Uuid::new_v4().simple()),
+            owner,
+        })
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Another one at every start: what a former start wrote is gone, and its positions with it.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    /// How to reach it.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            brokers: self.brokers.clone(),
+            properties: Vec::new(),
+            cluster: Some(self.cluster_id.clone()),
+        }
+    }
+
+    /// Closes every connection and takes no new one, until [`come_up`](Self::come_up).
+    pub fn go_down(&self) {
+        // The one broker is 1; librdkafka knows no other reason to fail.
+        let _ = mock(&self.owner).broker_down(BROKER);
+    }
+
+    /// Takes connections again; the records are still there.
+    pub fn come_up(&self) {
+        let _ = mock(&self.owner).broker_up(BROKER);
+    }
+
+    /// The other faults it can play.
+    #[cfg(test)]
+    pub(super) fn mock(&self) -> MockCluster<'_, Quiet> {
+        mock(&self.owner)
+    }
+}
+
+fn mock(owner: &BaseProducer<Quiet>) -> MockCluster<'_, Quiet> {
+    owner
+        .client()
+        .mock_cluster()
+        .expect("the client was created with test.mock.num.brokers")
+}
+
+impl fmt::Debug for EmbeddedCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedCluster")
+            .field("brokers", &self.brokers)
+            .field("cluster_id", &self.cluster_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ProducerContext for Quiet {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}

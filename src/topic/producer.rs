@@ -1,0 +1,595 @@
+//! The idempotent producer: one slot and no thread for each record on its way.
+//!
+//! Owns the records between [`Publisher::publish`] and their acknowledgement, the task that serves
+//! acknowledgements, and the replacement of a producer that reported a fatal error. Refuses to retry a
+//! record: librdkafka retries within [`MESSAGE_TIMEOUT`](super::MESSAGE_TIMEOUT), after that the caller decides.
+//!
+//! Guarantees: every [`Acknowledgement`] ends, also when the producer is rebuilt, closed or dropped. A
+//! slot is used again only after librdkafka has reported its record and the acknowledgement was read or
+//! dropped. What was not acknowledged when [`Publisher::close`] ends is counted in its error.
+//!
+//! The lost answer: a record can be in the topic although its acknowledgement is an error; see
+//! [`PublishError::is_ambiguous`].
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use metrics::Counter;
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{
+    BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig,
+};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::notify::Wakeups;
+use super::record::{Kind, Message};
+use super::{Error, PublishError, Settings, admin, log_line};
+use crate::telemetry;
+
+/// Shortest time between two replacements of the producer: one that fails at once must not spin.
+const REBUILD_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for the reports of records that were purged, which needs no broker.
+const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Events served before other tasks of the thread get their turn.
+const EVENTS_A_TURN: usize = 64;
+
+/// Publishes records. Clones share one producer.
+#[derive(Clone)]
+pub struct Publisher(Arc<Owner>);
+
+impl Publisher {
+    /// Starts a producer, which connects in the background.
+    ///
+    /// # Errors
+    /// A wrong setting, or no file descriptor for its wake-ups.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub fn start(settings: &Settings) -> Result<Publisher, Error> {
+        let core = Arc::new(Core {
+            config: settings.producer()?,
+            brokers: settings.brokers.clone(),
+            counters: Arc::new(Counters::new()),
+            current: RwLock::new(None),
+        });
+        let wakeups = core.produce()?;
+        *write(&core.current) = Some(Arc::clone(wakeups.producer()));
+        let task = tokio::spawn(serve(Arc::clone(&core), wakeups));
+        Ok(Publisher(Arc::new(Owner {
+            core,
+            task: Mutex::new(Some(task)),
+        })))
+    }
+
+    /// Hands `message` to the producer, without waiting: what comes back ends when Kafka has
+    /// acknowledged it, or with the reason why not.
+    ///
+    /// Dropping the acknowledgement does not take the record back.
+    pub fn publish(&self, message: &Message<'_>) -> Acknowledgement {
+        let current = read(&self.0.core.current);
+        let counters = &self.0.core.counters;
+        let Some(producer) = &*current else {
+            return counters.refuse(PublishError::Closed);
+        };
+        let deliveries = &producer.client().context().0;
+        let slot = deliveries.reserve(Kind::of(message.topic));
+        let mut record = BaseRecord::with_opaque_to(message.topic, slot).payload(message.value);
+        record.key = message.key;
+        if !message.headers.is_empty() {
+            let headers = OwnedHeaders::new_with_capacity(message.headers.len());
+            record.headers = Some(
+                message
+                    .headers
+                    .iter()
+                    .fold(headers, |headers, (key, value)| {
+                        headers.insert(Header {
+                            key,
+                            value: Some(*value),
+                        })
+                    }),
+            );
+        }
+        match producer.send(record) {
+            Ok(()) => Acknowledgement(State::Waiting {
+                deliveries: Arc::clone(deliveries),
+                slot,
+            }),
+            Err((error, _)) => {
+                deliveries.release(slot);
+                let code = error
+                    .rdkafka_error_code()
+                    .unwrap_or(RDKafkaErrorCode::InvalidArgument);
+                counters.refuse(PublishError::of(code))
+            }
+        }
+    }
+
+    /// Whether brokers answer and `topics` exist, each partition with a leader.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], [`Error::UnknownTopic`], [`Error::NoLeader`], [`Error::NotAllowed`];
+    /// within `timeout` for all of them together.
+    pub async fn check(&self, topics: &[&str], timeout: Duration) -> Result<(), Error> {
+        let producer = self.0.core.producer().ok_or_else(closed)?;
+        let brokers = self.0.core.brokers.clone();
+        let topics: Vec<String> = topics.iter().map(|&topic| topic.to_owned()).collect();
+        admin::blocking(move || {
+            let client = producer.client();
+            let deadline = admin::Deadline::after(timeout);
+            topics
+                .iter()
+                .try_for_each(|topic| admin::check_topic(client, &brokers, topic, deadline))
+        })
+        .await
+    }
+
+    /// Refuses new records, waits until all are acknowledged, and ends the producer. Of several clones
+    /// the first call closes for all.
+    ///
+    /// # Errors
+    /// [`Error::Unflushed`] with the number of records that failed meanwhile or were still on their way
+    /// at the deadline. Their acknowledgements end in an error too.
+    pub async fn close(self, deadline: Duration) -> Result<(), Error> {
+        let core = &self.0.core;
+        let taken = write(&core.current).take();
+        let Some(producer) = taken else {
+            return Ok(());
+        };
+        let failed_before = core.counters.failed();
+        let flushing = Arc::clone(&producer);
+        let unacknowledged = admin::blocking(move || {
+            // The count below says whether it succeeded.
+            let _ = flushing.flush(deadline);
+            flushing.client().context().0.in_flight()
+        })
+        .await;
+        let failed = core.counters.failed() - failed_before;
+        let task = lock(&self.0.task).take();
+        if let Some(task) = task {
+            task.abort();
+            // Cancelled, or ended by itself; either way it holds the producer no longer.
+            let _ = task.await;
+        }
+        admin::blocking(move || end(&producer)).await;
+        if unacknowledged == 0 && failed == 0 {
+            Ok(())
+        } else {
+            Err(Error::Unflushed {
+                unacknowledged,
+                failed,
+            })
+        }
+    }
+
+    /// Records handed over and not yet acknowledged.
+    pub fn in_flight(&self) -> usize {
+        let producer = self.0.core.producer();
+        producer.map_or(0, |producer| producer.client().context().0.in_flight())
+    }
+}
+
+fn closed() -> Error {
+    Error::Client {
+        reason: PublishError::Closed.to_string(),
+    }
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("brokers", &self.0.core.brokers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Ends with `Ok` when all in-sync replicas have the record. Cancel-safe: dropped early, the record
+/// still goes its way and nobody hears of it.
+#[must_use = "an acknowledgement that nobody awaits is a record that may be lost unnoticed"]
+pub struct Acknowledgement(State);
+
+enum State {
+    Waiting {
+        deliveries: Arc<Deliveries>,
+        slot: usize,
+    },
+    Refused(PublishError),
+    Ended,
+}
+
+impl Future for Acknowledgement {
+    type Output = Result<(), PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = match &self.0 {
+            State::Waiting { deliveries, slot } => {
+                std::task::ready!(deliveries.poll(*slot, context.waker()))
+            }
+            State::Refused(error) => Err(*error),
+            State::Ended => panic!("an acknowledgement was polled after it ended"),
+        };
+        self.0 = State::Ended;
+        Poll::Ready(result)
+    }
+}
+
+impl Drop for Acknowledgement {
+    fn drop(&mut self) {
+        if let State::Waiting { deliveries, slot } = &self.0 {
+            deliveries.abandon(*slot);
+        }
+    }
+}
+
+impl fmt::Debug for Acknowledgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.0 {
+            State::Waiting { .. } => "Acknowledgement(waiting)",
+            State::Refused(_) => "Acknowledgement(refused)",
+            State::Ended => "Acknowledgement(ended)",
+        })
+    }
+}
+
+/// Ends the task with the last clone. Without [`Publisher::close`] before it, what is queued is purged.
+struct Owner {
+    core: Arc<Core>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        write(&self.core.current).take();
+        if let Some(task) = lock(&self.task).take() {
+            task.abort();
+        }
+    }
+}
+
+/// What the publishers and the task share.
+struct Core {
+    config: ClientConfig,
+    brokers: String,
+    counters: Arc<Counters>,
+    /// `None` once closed. Publishing holds the read lock, so that after a write nobody still sends
+    /// through the producer that was replaced.
+    current: RwLock<Option<Arc<BaseProducer<Reports>>>>,
+}
+
+impl Core {
+    fn producer(&self) -> Option<Arc<BaseProducer<Reports>>> {
+        read(&self.current).clone()
+    }
+
+    fn produce(&self) -> Result<Wakeups<Reports>, Error> {
+        let reports = Reports(Arc::new(Deliveries::new(Arc::clone(&self.counters))));
+        let producer: BaseProducer<Reports> =
+            self.config
+                .create_with_context(reports)
+                .map_err(|error| Error::Client {
+                    reason: error.to_string(),
+                })?;
+        Wakeups::enable(Arc::new(producer)).map_err(|source| Error::System {
+            what: "the producer's wake-ups",
+            source,
+        })
+    }
+
+    /// Puts a new producer in the place of one that cannot go on; not if that was closed meanwhile.
+    fn replace(&self) -> Result<Option<Wakeups<Reports>>, Error> {
+        let wakeups = self.produce()?;
+        let mut current = write(&self.current);
+        let Some(failed) = &mut *current else {
+            drop(current);
+            retire(wakeups);
+            return Ok(None);
+        };
+        *failed = Arc::clone(wakeups.producer());
+        Ok(Some(wakeups))
+    }
+}
+
+/// Serves acknowledgements until aborted, and replaces the producer after a fatal error.
+async fn serve(core: Arc<Core>, mut wakeups: Wakeups<Reports>) {
+    let mut next_rebuild = Instant::now();
+    loop {
+        if let Err(error) = wakeups.wait().await {
+            // Only a closed descriptor fails here, and this task owns it.
+            tracing::error!(%error, "the producer's wake-ups failed; restart the process");
+            return;
+        }
+        serve_queued(&wakeups).await;
+        while is_fatal(wakeups.producer()) {
+            // The producer that failed stays in place until there is another: it refuses at once.
+            tokio::time::sleep_until(next_rebuild).await;
+            next_rebuild = Instant::now() + REBUILD_PAUSE;
+            match core.replace() {
+                Ok(None) => return,
+                Ok(Some(replacement)) => {
+                    tracing::warn!("the producer met a fatal error and was replaced");
+                    core.counters.rebuilt.increment(1);
+                    retire(std::mem::replace(&mut wakeups, replacement));
+                }
+                Err(error) => tracing::error!(%error, "cannot replace the producer yet"),
+            }
+        }
+    }
+}
+
+/// Cheap as long as nothing went wrong; librdkafka's own question locks.
+fn is_fatal(producer: &BaseProducer<Reports>) -> bool {
+    let client = producer.client();
+    client.context().0.troubled.load(Ordering::Acquire) && client.fatal_error().is_some()
+}
+
+async fn serve_queued(wakeups: &Wakeups<Reports>) {
+    loop {
+        for _ in 0..EVENTS_A_TURN {
+            wakeups.producer().poll(Duration::ZERO);
+            if wakeups.queued() == 0 {
+                return;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets go of a producer off the runtime's threads, because librdkafka joins its own.
+fn retire(wakeups: Wakeups<Reports>) {
+    tokio::task::spawn_blocking(move || end(wakeups.producer()));
+}
+
+/// Ends every acknowledgement that still waits, as ambiguous. Not left to the producer's own drop, which
+/// may be later: a check in progress holds it too.
+fn end(producer: &BaseProducer<Reports>) {
+    producer.purge(PurgeConfig::default().queue().inflight());
+    // Serves the reports of what was purged; those that did not come in time end with the line below.
+    let _ = producer.flush(PURGE_TIMEOUT);
+    producer.client().context().0.end();
+}
+
+/// Counters of all producers of one publisher.
+struct Counters {
+    published: [Counter; Kind::ALL.len()],
+    unacknowledged: Counter,
+    refused: Counter,
+    queue_full: Counter,
+    closed: Counter,
+    rebuilt: Counter,
+    failed: AtomicU64,
+}
+
+impl Counters {
+    fn new() -> Self {
+        let failure = |reason: &'static str| metrics::counter!(telemetry::PUBLISH_FAILURES, "reason" => reason);
+        Counters {
+            published: Kind::ALL.map(
+                |kind| metrics::counter!(telemetry::RECORDS_PUBLISHED, "topic" => kind.label()),
+            ),
+            unacknowledged: failure("unacknowledged"),
+            refused: failure("refused"),
+            queue_full: failure("queue-full"),
+            closed: failure("closed"),
+            rebuilt: metrics::counter!(telemetry::PRODUCER_REBUILDS),
+            failed: AtomicU64::new(0),
+        }
+    }
+
+    fn refuse(&self, error: PublishError) -> Acknowledgement {
+        self.failure(error);
+        Acknowledgement(State::Refused(error))
+    }
+
+    fn failure(&self, error: PublishError) {
+        match error {
+            PublishError::QueueFull => &self.queue_full,
+            PublishError::Closed => &self.closed,
+            PublishError::Refused(_) => &self.refused,
+            PublishError::Unacknowledged(_) => &self.unacknowledged,
+        }
+        .increment(1);
+    }
+
+    /// Records that librdkafka took and reported as failed.
+    fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Acquire)
+    }
+}
+
+/// The slots of one producer.
+struct Deliveries {
+    slots: Mutex<Slots>,
+    counters: Arc<Counters>,
+    /// An error was reported, which may be a fatal one.
+    troubled: AtomicBool,
+}
+
+/// Grows to the most records that were ever on their way at once, which the producer's queue bounds.
+#[derive(Default)]
+struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Slots whose record librdkafka has not reported yet.
+    in_flight: usize,
+    /// The producer is gone: nothing will be reported any more.
+    ended: bool,
+}
+
+enum Slot {
+    Free,
+    Waiting(Kind, Option<Waker>),
+    /// Nobody listens any more.
+    Abandoned(Kind),
+    Done(Result<(), PublishError>),
+}
+
+impl Deliveries {
+    fn new(counters: Arc<Counters>) -> Self {
+        Deliveries {
+            slots: Mutex::default(),
+            counters,
+            troubled: AtomicBool::new(false),
+        }
+    }
+
+    fn reserve(&self, kind: Kind) -> usize {
+        let mut slots = lock(&self.slots);
+        slots.in_flight += 1;
+        let waiting = Slot::Waiting(kind, None);
+        if let Some(index) = slots.free.pop() {
+            slots.slots[index] = waiting;
+            return index;
+        }
+        slots.slots.push(waiting);
+        slots.slots.len() - 1
+    }
+
+    /// Takes a reservation back whose record librdkafka did not take.
+    fn release(&self, index: usize) {
+        let mut slots = lock(&self.slots);
+        slots.in_flight -= 1;
+        slots.release(index);
+    }
+
+    fn in_flight(&self) -> usize {
+        lock(&self.slots).in_flight
+    }
+
+    fn poll(&self, index: usize, waker: &Waker) -> Poll<Result<(), PublishError>> {
+        let mut slots = lock(&self.slots);
+        let ended = slots.ended;
+        let result = match &mut slots.slots[index] {
+            Slot::Done(result) => *result,
+            Slot::Waiting(..) if ended => Err(PublishError::of(RDKafkaErrorCode::PurgeInflight)),
+            Slot::Waiting(_, waiting) => {
+                match waiting {
+                    Some(same) => same.clone_from(waker),
+                    None => *waiting = Some(waker.clone()),
+                }
+                return Poll::Pending;
+            }
+            Slot::Free | Slot::Abandoned(_) => {
+                unreachable!("only its one acknowledgement frees or abandons a slot")
+            }
+        };
+        slots.release(index);
+        Poll::Ready(result)
+    }
+
+    fn abandon(&self, index: usize) {
+        let mut slots = lock(&self.slots);
+        match slots.slots[index] {
+            Slot::Waiting(kind, _) => slots.slots[index] = Slot::Abandoned(kind),
+            Slot::Done(_) => slots.release(index),
+            Slot::Free | Slot::Abandoned(_) => {}
+        }
+    }
+
+    fn done(&self, index: usize, result: Result<(), PublishError>) {
+        let mut slots = lock(&self.slots);
+        if slots.ended {
+            return;
+        }
+        slots.in_flight -= 1;
+        let (kind, waker) = match std::mem::replace(&mut slots.slots[index], Slot::Done(result)) {
+            Slot::Waiting(kind, waker) => (kind, waker),
+            Slot::Abandoned(kind) => {
+                slots.release(index);
+                (kind, None)
+            }
+            Slot::Free | Slot::Done(_) => unreachable!("librdkafka reports a record once"),
+        };
+        drop(slots);
+        match result {
+            Ok(()) => self.counters.published[kind as usize].increment(1),
+            Err(error) => {
+                self.counters.failed.fetch_add(1, Ordering::Release);
+                self.counters.failure(error);
+            }
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends every acknowledgement that still waits.
+    fn end(&self) {
+        let mut slots = lock(&self.slots);
+        slots.ended = true;
+        let waiting: Vec<Waker> = slots
+            .slots
+            .iter_mut()
+            .filter_map(|slot| match slot {
+                Slot::Waiting(_, waker) => waker.take(),
+                Slot::Free | Slot::Abandoned(_) | Slot::Done(_) => None,
+            })
+            .collect();
+        drop(slots);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Slots {
+    fn release(&mut self, index: usize) {
+        self.slots[index] = Slot::Free;
+        self.free.push(index);
+    }
+}
+
+/// The callbacks of one producer, which owns this alone: dropped with it, after its last report.
+struct Reports(Arc<Deliveries>);
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
+        let result = match result {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(PublishError::of(
+                error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
+            )),
+        };
+        self.0.done(slot, result);
+    }
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        log_line(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Which errors are fatal the event does not say: it carries the code behind it.
+        self.0.troubled.store(true, Ordering::Release);
+        tracing::debug!(%error, reason, "the producer reports");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;
