@@ -63,6 +63,9 @@ struct Move {
     to: i64,
 }
 
+/// App and position.
+type Stays = Vec<(String, i64)>;
+
 enum Outcome {
     Done(Committed),
     Again(Box<Work>),
@@ -77,7 +80,7 @@ struct Work {
     /// Positions that move: at least one if anything else changes, so that the commit can be found again.
     moves: Vec<Move>,
     /// Positions that stay, which are compared and not written.
-    stays: Vec<(String, i64)>,
+    stays: Stays,
     /// What the caller, or this commit at its start, had seen.
     base: u64,
     adds: Option<Vec<Written>>,
@@ -171,7 +174,7 @@ impl Work {
                 let done = self.done(snapshot.version(), false);
                 let hashes = files.iter().map(|f| (f.path.clone(), f.hashes.clone()));
                 self.state.committed(snapshot.clone(), hashes)?;
-                log.maintain(&snapshot);
+                self.state.adopt(log.maintain(snapshot));
                 Ok(Some(done))
             }
             Tried::Conflicted => Ok(None),
@@ -313,10 +316,7 @@ impl Work {
 }
 
 /// The positions that move, and those that stay.
-fn positions(
-    state: &TableState,
-    commit: &Commit,
-) -> Result<(Vec<Move>, Vec<(String, i64)>), LakeError> {
+fn positions(state: &TableState, commit: &Commit) -> Result<(Vec<Move>, Stays), LakeError> {
     let invalid = |reason: String| LakeError::Invalid {
         table: state.table(),
         reason,

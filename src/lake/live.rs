@@ -11,6 +11,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::{Array, AsArray, BooleanArray, Int64Array, MapArray, StringArray, StructArray};
@@ -27,6 +28,9 @@ use super::{LakeError, Stats, read};
 
 /// Id hashes kept per table: 128 MiB. Above it the files asked least recently are read again when needed.
 const HASHES_MAX: usize = 16 << 20;
+
+/// Start of the name of a file whose rows were all live before.
+const KEPT: &str = "kept-";
 
 /// A live data file, as the log describes it.
 #[derive(Debug)]
@@ -78,11 +82,16 @@ impl View {
     }
 }
 
+/// Files, each with the conversations that were looked for and are in it.
+pub(super) type Found = Vec<(Arc<LiveFile>, BTreeSet<String>)>;
+
 /// A table as this process knows it.
 #[derive(Debug)]
 pub(super) struct TableState {
     log: Log,
     state: Mutex<View>,
+    /// That of `state`, readable while a refresh holds it.
+    version: AtomicU64,
     hashes: Mutex<Hashes>,
     /// Held by the commit under way.
     pub(super) committing: Arc<tokio::sync::Mutex<()>>,
@@ -93,6 +102,7 @@ impl TableState {
         let view = load(&log, snapshot)?;
         Ok(TableState {
             log,
+            version: AtomicU64::new(view.snapshot.version()),
             state: Mutex::new(view),
             hashes: Mutex::default(),
             committing: Arc::default(),
@@ -112,8 +122,8 @@ impl TableState {
     }
 
     /// The version seen last.
-    pub(super) fn view(&self) -> View {
-        lock(&self.state).clone()
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// The newest version.
@@ -139,13 +149,21 @@ impl TableState {
         Ok(view)
     }
 
+    /// Takes over the same version with a newer checkpoint under it.
+    pub(super) fn adopt(&self, snapshot: SnapshotRef) {
+        let mut state = lock(&self.state);
+        if state.snapshot.version() == snapshot.version() {
+            state.snapshot = snapshot;
+        }
+    }
+
     /// Which of `ids` have rows, by file. With `after`, only in files that came after that version.
     pub(super) fn find(
         &self,
         view: &View,
         ids: &[String],
         after: Option<u64>,
-    ) -> Result<Vec<(Arc<LiveFile>, BTreeSet<String>)>, LakeError> {
+    ) -> Result<Found, LakeError> {
         let mut asked: Vec<(&str, u64)> = ids.iter().map(|id| (id.as_str(), hash(id))).collect();
         asked.sort_unstable();
         asked.dedup();
@@ -220,7 +238,16 @@ impl TableState {
             .map_err(failed)?;
         let Some(changes) = changes else {
             // The entries in between are gone into a checkpoint.
-            **state = load(&self.log, snapshot)?;
+            let mut view = load(&self.log, snapshot)?;
+            let files = Arc::make_mut(&mut view.files);
+            for (path, file) in files {
+                if let Some(known) = state.files.get(path) {
+                    *file = known.clone();
+                }
+            }
+            **state = view;
+            self.version
+                .store(state.snapshot.version(), Ordering::Release);
             return Ok(state.clone());
         };
         let changes = changes.into_listing().map_err(failed)?;
@@ -242,6 +269,8 @@ impl TableState {
             files.insert(file.path.clone(), Arc::new(file));
         }
         state.snapshot = snapshot;
+        self.version
+            .store(state.snapshot.version(), Ordering::Release);
         Ok(state.clone())
     }
 }
@@ -390,8 +419,10 @@ fn parse(
             serde_json::from_str(stats.value(row)).map_err(|_| odd("readable statistics"))?
         };
         let bound = |bounds: Option<Bounds>| bounds.and_then(|b| b.conversation_id);
-        // Compaction moves rows that were there before.
-        let moved = moves.is_some_and(|m| m.is_valid(row) && !m.value(row));
+        // Compaction, and the rewriting of a file for the sake of another conversation, move rows that were
+        // there before: nobody's new writing.
+        let moved =
+            moves.is_some_and(|m| m.is_valid(row) && !m.value(row)) || is_kept(paths.value(row));
         into.push(LiveFile {
             path: paths.value(row).into(),
             bytes: u64::try_from(sizes.value(row)).unwrap_or(0),
@@ -403,6 +434,19 @@ fn parse(
         });
     }
     Ok(())
+}
+
+/// Name of a data file: `kept` if all its rows were live before, in a file that it replaces.
+pub(super) fn file_name(kept: bool) -> String {
+    // A name is never used twice: a file removed and added in one version would be ambiguous.
+    let id = uuid::Uuid::new_v4();
+    format!("{}{id}.parquet", if kept { KEPT } else { "" })
+}
+
+fn is_kept(path: &str) -> bool {
+    path.rsplit('/')
+        .next()
+        .is_some_and(|name| name.starts_with(KEPT))
 }
 
 fn partition(table: TableName, entries: &StructArray) -> Option<Partition> {

@@ -55,12 +55,16 @@ pub(super) fn inspect(root: &Path, access: Access) -> Result<[bool; 3], LakeErro
     let mut present = [false; 3];
     for (table, present) in TableName::ALL.into_iter().zip(&mut present) {
         *present = is_table(&root.join(table.as_str()))?;
-        if !*present && access == Access::Existing {
-            return Err(LakeError::Missing {
-                path: root.to_owned(),
-                missing: format!("it has no table `{table}`"),
-            });
-        }
+    }
+    let missing = TableName::ALL
+        .into_iter()
+        .zip(present)
+        .find(|(_, present)| !present);
+    if let (Some((table, _)), Access::Existing) = (missing, access) {
+        return Err(LakeError::Missing {
+            path: root.to_owned(),
+            missing: format!("it has no table `{table}`"),
+        });
     }
     Ok(present)
 }

@@ -23,7 +23,7 @@ use delta_kernel::transaction::{CommitResult, UpdateTableOperation};
 use delta_kernel::{
     Engine, FileMeta, FilteredEngineData, KernelError, KernelResult, KernelResultIterator, Snapshot,
 };
-use object_store::ObjectStoreExt;
+use object_store::{ObjectStoreExt, path::Path as StorePath};
 use url::Url;
 
 use crate::table::{self, TableName};
@@ -97,8 +97,17 @@ impl Log {
         Ok(snapshot)
     }
 
-    /// The newest version, from a known one.
+    /// The newest version, from a known one. Two file look-ups when nothing is new; else the log from the known
+    /// checkpoint on is listed, and the entries after the known version are read.
     pub(super) fn refresh(&self, known: SnapshotRef) -> Result<SnapshotRef, LakeError> {
+        // The own entry is looked at second: clean-up deletes upwards, so while it is there the next one is, too,
+        // if it ever was.
+        let version = known.version();
+        let failed = |error: object_store::Error| self.failed("reading the log", error);
+        let has_next = self.has_entry(version + 1).map_err(failed)?;
+        if !has_next && self.has_entry(version).map_err(failed)? {
+            return Ok(known);
+        }
         Snapshot::builder_from(known)
             .with_incremental_crc_replay(IncrementalReplay::Unlimited)
             .build(self.storage.engine())
@@ -127,8 +136,7 @@ impl Log {
             Err(error) => self.failed("creating it", error),
             Ok(_) => unreadable,
         })?;
-        self.write_checksum(&snapshot);
-        Ok(snapshot)
+        Ok(self.write_checksum(snapshot))
     }
 
     /// Adds the columns that an older version of ours did not have.
@@ -206,7 +214,7 @@ impl Log {
         let lacking = table::reconcile(
             self.table,
             &found,
-            &configuration.metadata().partition_columns().to_vec(),
+            configuration.metadata().partition_columns(),
         )
         .map_err(|mismatch| refuse(mismatch.to_string()))?;
         // Asks the kernel whether it may write: invariants, constraints, whatever it knows and we do not.
@@ -249,7 +257,8 @@ impl Log {
             UpdateTableOperation::Update
         };
         let mut builder = snapshot.clone().update_table(operation, ENGINE_INFO, true);
-        if change.removes.is_empty() {
+        // The kernel calls a commit of positions alone no append.
+        if change.removes.is_empty() && !change.adds.is_empty() {
             builder = builder
                 .with_blind_append()
                 .with_operation_parameters([("outputMode", Some("Append"))]);
@@ -277,20 +286,23 @@ impl Log {
         })
     }
 
-    /// After a commit: at every fiftieth version a checkpoint and a checksum. A failure is logged and no more; the
-    /// next one makes up for it.
-    pub(super) fn maintain(&self, snapshot: &SnapshotRef) {
-        if snapshot.version() % CHECKPOINT_EVERY_VERSIONS != 0 {
-            return;
+    /// After a commit: at every fiftieth version a checkpoint and a checksum, which the returned snapshot builds on. A
+    /// failure is logged and no more; the next one makes up for it.
+    pub(super) fn maintain(&self, snapshot: SnapshotRef) -> SnapshotRef {
+        if !snapshot.version().is_multiple_of(CHECKPOINT_EVERY_VERSIONS) {
+            return snapshot;
         }
         match snapshot.checkpoint(self.storage.engine(), None) {
-            Ok((_, snapshot)) => self.write_checksum(&snapshot),
-            Err(error) => tracing::warn!(
-                table = %self.table,
-                version = snapshot.version(),
-                error = %error.without_backtrace(),
-                "checkpoint failed; reading the table gets slower until the next one succeeds"
-            ),
+            Ok((_, snapshot)) => self.write_checksum(snapshot),
+            Err(error) => {
+                tracing::warn!(
+                    table = %self.table,
+                    version = snapshot.version(),
+                    error = %error.without_backtrace(),
+                    "checkpoint failed; reading the table gets slower until the next one succeeds"
+                );
+                snapshot
+            }
         }
     }
 
@@ -358,15 +370,23 @@ impl Log {
         Ok(selected)
     }
 
-    fn write_checksum(&self, snapshot: &SnapshotRef) {
-        if let Err(error) = snapshot.write_checksum(self.storage.engine()) {
-            tracing::warn!(
-                table = %self.table,
-                version = snapshot.version(),
-                error = %error.without_backtrace(),
-                "checksum file not written; reading positions costs a replay until the next one"
-            );
+    fn write_checksum(&self, snapshot: SnapshotRef) -> SnapshotRef {
+        match snapshot.write_checksum(self.storage.engine()) {
+            Ok((_, snapshot)) => snapshot,
+            Err(error) => {
+                tracing::warn!(
+                    table = %self.table,
+                    version = snapshot.version(),
+                    error = %error.without_backtrace(),
+                    "checksum file not written; reading positions costs a replay until the next one"
+                );
+                snapshot
+            }
         }
+    }
+
+    fn has_entry(&self, version: u64) -> Result<bool, object_store::Error> {
+        has_entry(&self.storage, &self.url, version)
     }
 
     fn guarded(&self) -> Guarded {
@@ -387,6 +407,18 @@ impl Log {
     }
 }
 
+/// Whether a version's entry is in the log of the table at `root`.
+fn has_entry(storage: &Storage, root: &Url, version: u64) -> Result<bool, object_store::Error> {
+    let path = StorePath::from_url_path(root.path())?
+        .join("_delta_log")
+        .join(format!("{version:020}.json"));
+    match storage.wait(storage.store().head(&path)) {
+        Ok(_) => Ok(true),
+        Err(object_store::Error::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Puts a commit only if the version before it still has its entry.
 ///
 /// Log clean-up may delete entries below a checkpoint. A writer that slept through that would put its commit into the
@@ -403,17 +435,9 @@ impl Committer for Guarded {
     ) -> KernelResult<CommitResponse> {
         let version = metadata.version();
         if let Some(before) = version.checked_sub(1) {
-            let entry = metadata
-                .table_root()
-                .join(&format!("_delta_log/{before:020}.json"))
-                .map_err(|error| KernelError::generic(error.to_string()))?;
-            let path = object_store::path::Path::from_url_path(entry.path())
-                .map_err(|error| KernelError::generic(error.to_string()))?;
-            match self.0.wait(self.0.store().head(&path)) {
-                Ok(_) => {}
-                Err(object_store::Error::NotFound { .. }) => {
-                    return Ok(CommitResponse::Conflict { version });
-                }
+            match has_entry(&self.0, metadata.table_root(), before) {
+                Ok(true) => {}
+                Ok(false) => return Ok(CommitResponse::Conflict { version }),
                 Err(error) => return Err(KernelError::generic_err(error)),
             }
         }

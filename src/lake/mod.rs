@@ -24,6 +24,7 @@ mod location;
 mod log;
 mod read;
 
+pub mod sql;
 mod storage;
 mod write;
 
@@ -313,7 +314,7 @@ impl Table {
 
     /// The newest version this process has seen; reads nothing.
     pub fn version(&self) -> u64 {
-        self.0.view().snapshot.version()
+        self.0.version()
     }
 
     /// The rows of the newest version, file by file, with these columns in this order. A column that the table or

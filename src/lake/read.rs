@@ -19,6 +19,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::file::metadata::RowGroupMetaData;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::table::{self, TableName};
 
@@ -34,6 +35,8 @@ const BATCHES_AHEAD: usize = 2;
 #[derive(Debug)]
 pub struct Batches {
     receiver: mpsc::Receiver<Result<RecordBatch, LakeError>>,
+    /// Awaited after the last batch: a reader that panicked must not look like one that is done.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Batches {
@@ -44,8 +47,8 @@ impl Batches {
         columns: SchemaRef,
     ) -> Batches {
         let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
-        // Owned by its receiver: it ends at the first batch nobody takes, or with the last file.
-        tokio::task::spawn_blocking(move || {
+        // It ends at the first batch that nobody takes, or with the last file.
+        let reader = tokio::task::spawn_blocking(move || {
             for file in files {
                 let batches = match open(table, &folder, &file, &columns) {
                     Ok(batches) => batches,
@@ -62,7 +65,10 @@ impl Batches {
                 }
             }
         });
-        Batches { receiver }
+        Batches {
+            receiver,
+            reader: Some(reader),
+        }
     }
 
     /// The next batch; `None` after the last.
@@ -70,7 +76,11 @@ impl Batches {
     /// # Errors
     /// I/O, after which there are no more.
     pub async fn next(&mut self) -> Option<Result<RecordBatch, LakeError>> {
-        self.receiver.recv().await
+        if let Some(batch) = self.receiver.recv().await {
+            return Some(batch);
+        }
+        let ended = self.reader.take()?.await;
+        ended.err().map(|error| Err(LakeError::Ended(error)))
     }
 }
 

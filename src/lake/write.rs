@@ -33,7 +33,7 @@ use parquet::schema::types::ColumnPath;
 
 use crate::table::TableName;
 
-use super::live::{IdHashes, LiveFile, Partition};
+use super::live::{IdHashes, LiveFile, Partition, file_name};
 use super::log::Log;
 use super::storage::Storage;
 use super::{LakeError, read};
@@ -89,7 +89,13 @@ pub(super) fn rows(
     let mut written = Vec::new();
     for (partition, places) in partitions {
         let places = in_order(log.table, &sources, places)?;
-        let mut file = FileWriter::create(log, &state, &partition, sources[0].schema())?;
+        let mut file = FileWriter::create(
+            log,
+            &state,
+            &partition,
+            sources[0].schema(),
+            &file_name(false),
+        )?;
         for chunk in places.chunks(GATHER_ROWS) {
             file.write(&gather(log.table, &sources, chunk)?)?;
         }
@@ -108,7 +114,7 @@ pub(super) fn without(
     let state = log.write_state(snapshot)?;
     // Its own columns: what an older version lacked stays absent, what somebody else added stays.
     let (schema, batches) = read::whole(&log.folder, file)?;
-    let mut writer = FileWriter::create(log, &state, &file.partition, schema)?;
+    let mut writer = FileWriter::create(log, &state, &file.partition, schema, &file_name(true))?;
     for batch in batches {
         let batch = batch?;
         let ids =
@@ -250,6 +256,7 @@ impl<'a> FileWriter<'a> {
         state: &Arc<WriteState>,
         partition: &Partition,
         schema: SchemaRef,
+        name: &str,
     ) -> Result<FileWriter<'a>, LakeError> {
         let failed = |error| log.failed("preparing to write files", error);
         let mut values = HashMap::from([("date".to_owned(), Scalar::Date(partition.date))]);
@@ -261,12 +268,10 @@ impl<'a> FileWriter<'a> {
             .with_partition_values(values)
             .build()
             .map_err(failed)?;
-        // A name is never used twice: a file removed and added in one version would be ambiguous.
-        let name = format!("{}.parquet", uuid::Uuid::new_v4());
         let url = context
             .write_dir()
-            .join(&name)
-            .expect("a UUID is a relative URL");
+            .join(name)
+            .expect("a file name of ours is a relative URL");
         let location = StorePath::from_url_path(url.path()).map_err(|source| LakeError::File {
             action: "naming",
             path: url.path().into(),

@@ -20,7 +20,9 @@ use super::row::{
 use super::{Kind, TableName, schema};
 
 /// Rows of `communications`, sorted by conversation, time, position.
-pub fn communications_batch<'a>(rows: impl IntoIterator<Item = &'a CommunicationRow>) -> RecordBatch {
+pub fn communications_batch<'a>(
+    rows: impl IntoIterator<Item = &'a CommunicationRow>,
+) -> RecordBatch {
     let rows = sorted(rows, |a, b| {
         (&a.conversation_id, a.occurred_at, a.position).cmp(&(
             &b.conversation_id,

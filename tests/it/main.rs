@@ -18,3 +18,6 @@ mod harness;
 
 // The published schemas say what the code does.
 mod schemas;
+
+// Files and logs of the lake, as other programs read them.
+mod lake;

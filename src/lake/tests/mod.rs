@@ -1,5 +1,10 @@
 //! The promises of a commit, each against a real log in a folder of its own.
 
+mod commits;
+mod faults;
+mod lookups;
+mod opening;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -131,29 +136,4 @@ fn listing(root: &Path) -> BTreeSet<PathBuf> {
         }
     }
     found
-}
-
-#[tokio::test]
-async fn a_commit_is_read_back_after_reopening() {
-    let folder = TempDir::new().unwrap();
-    let root = folder.path().join("a lake's");
-    let lake = open(&root).await;
-    let table = lake.table(TableName::Communications);
-    let commit = Commit {
-        positions: position(None, 10),
-        ..rows(&communications("c1", 5))
-    };
-    let done = table.commit(&commit).await.unwrap();
-    assert_eq!((done.version, done.files, done.already), (1, 2, false));
-    drop(lake);
-
-    let lake = Lake::open(root.to_str().unwrap(), Access::Existing)
-        .await
-        .unwrap();
-    let table = lake.table(TableName::Communications);
-    assert_eq!(content(table).await, pairs("c1", 5));
-    let positions = table.positions(&ids(&[APP, "other"])).await.unwrap();
-    assert_eq!(positions, [Some(10), None]);
-    let stats = table.stats().await.unwrap();
-    assert_eq!((stats.files, stats.rows, stats.bytes), (2, 5, done.bytes));
 }
