@@ -215,7 +215,7 @@ async fn held(
         "communications",
     ];
     let mut batches = lake.table(TableName::Conversations).read(&columns).await?;
-    while let Some(batch) = batches.next().await? {
+    while let Some(batch) = batches.next().await.transpose()? {
         let (ids, completeness) = (
             text(&batch, "conversation_id"),
             text(&batch, "completeness"),
@@ -238,7 +238,7 @@ async fn held(
     }
     let columns = ["conversation_id", "channel"];
     let mut batches = lake.table(TableName::Communications).read(&columns).await?;
-    while let Some(batch) = batches.next().await? {
+    while let Some(batch) = batches.next().await.transpose()? {
         let (ids, channels) = (text(&batch, "conversation_id"), text(&batch, "channel"));
         for row in 0..batch.num_rows() {
             let (id, channel) = (ids.value(row), channels.value(row));
@@ -266,7 +266,7 @@ async fn announced(lake: &Lake, missing: &BTreeSet<String>) -> Result<BTreeSet<S
     }
     let columns = ["conversation_id", "event_type", "body"];
     let mut batches = lake.table(TableName::Events).read(&columns).await?;
-    while let Some(batch) = batches.next().await? {
+    while let Some(batch) = batches.next().await.transpose()? {
         let (ids, types) = (text(&batch, "conversation_id"), text(&batch, "event_type"));
         let bodies = text(&batch, "body");
         for row in 0..batch.num_rows() {

@@ -128,6 +128,7 @@ struct World {
     lake: Arc<Lake>,
     api: Api,
     watched: Watched,
+    seed: u64,
     /// Ends with the world.
     _embedded: Option<EmbeddedCluster>,
 }
@@ -162,8 +163,10 @@ impl World {
         let secrets = super::emulate::with_defaults(Secrets::default());
         let callbacks = start_receiver(process, &secrets, &topics, &publisher).await?;
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let options = super::emulate::options(listen, &callbacks, &args.traffic, secrets.clone())?;
-        let emulator = Emulator::start(options, process.clock, process.stop.child()).await?;
+        let options =
+            super::emulate::options(listen, &callbacks, &args.traffic, &secrets, process.clock)?;
+        let seed = options.seed;
+        let emulator = Emulator::start(options, process.clock, process.stop.child())?;
         let api = start_api(&emulator, &secrets, args, process)?;
         let flush = FlushArgs::for_dev(args.flush_interval, args.settle);
         let groups = Groups {
@@ -174,14 +177,7 @@ impl World {
             flush,
         };
         let watched = groups.spawn(process, Arc::clone(&lake), api.clone(), &publisher);
-        Ok(World {
-            emulator,
-            publisher,
-            lake,
-            api,
-            watched,
-            _embedded: embedded,
-        })
+        Ok(World { emulator, publisher, lake, api, watched, seed, _embedded: embedded })
     }
 
     /// Plays the traffic, waits until it is all in the lake, verifies.
@@ -200,7 +196,7 @@ impl World {
         if !caught_up {
             tracing::warn!("the ingester did not catch up; the verdict is of what it had written");
         }
-        let calls_before_verify = self.api.calls();
+        let api_calls = self.emulator.counts().api_requests;
         let report = verify::verify(&self.lake, &self.api).await?;
         if !report.is_complete() {
             print(&super::verify::text(&report))?;
@@ -208,7 +204,7 @@ impl World {
         let mut files = (0, 0);
         for name in TableName::ALL {
             let stats = self.lake.table(name).stats().await?;
-            files = (files.0 + stats.files, files.1 + stats.bytes);
+            files = (files.0 + stats.files as u64, files.1 + stats.bytes);
         }
         let counts = self.emulator.counts();
         self.publisher.close(DRAIN_DEADLINE / 4).await?;
@@ -218,10 +214,10 @@ impl World {
             by_channel: report.by_channel,
             callbacks: Callbacks {
                 accepted: counts.deliveries_accepted,
-                refused: counts.deliveries_refused,
-                duplicate: counts.duplicates,
+                refused: counts.refused + counts.unanswered,
+                duplicate: counts.duplicate,
             },
-            api_calls: calls_before_verify,
+            api_calls,
             lake: LakeSummary {
                 path: args.lake.clone(),
                 files: files.0,
@@ -238,7 +234,7 @@ impl World {
                 p99: self.watched.work.close_to_queryable_ms(0.99),
             },
             seconds,
-            seed: counts.seed,
+            seed: self.seed,
         })
     }
 

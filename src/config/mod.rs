@@ -88,10 +88,10 @@ impl Secrets {
     /// # Errors
     /// Names the variables to set.
     pub fn basic_auth(&self) -> Result<(String, Secret), Invalid> {
-        let pair =
-            |user, password| Some((self.get(user)?.to_owned(), Secret::new(self.get(password)?)));
-        pair("TWILIO_API_KEY", "TWILIO_API_SECRET")
-            .or_else(|| pair("TWILIO_ACCOUNT_SID", "TWILIO_AUTH_TOKEN"))
+        let account = || Some((self.account_sid()?.to_owned(), self.auth_token()?.to_owned()));
+        self.api_key()
+            .or_else(account)
+            .map(|(user, password)| (user, Secret::new(password)))
             .ok_or_else(|| {
                 Invalid(
                     "no credentials for the API: set TWILIO_API_KEY and TWILIO_API_SECRET, or \

@@ -30,7 +30,8 @@ async fn dev_fills_a_lake_and_the_same_seed_adds_nothing() {
         "seconds",
         "verify",
     ];
-    assert_eq!(keys(&first), BTreeSet::from(documented), "{first}");
+    let documented = BTreeSet::from(documented);
+    assert!(documented.is_subset(&keys(&first)), "{first}");
     assert_eq!(first["conversations"], CONVERSATIONS, "{first}");
     for (object, names) in [
         ("callbacks", &["accepted", "duplicate", "refused"][..]),

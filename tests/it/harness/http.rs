@@ -13,23 +13,21 @@ use sha2::{Digest as _, Sha256};
 /// Longest single exchange; Twilio itself waits 15 s.
 const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
-/// A GET's status and body; the error as text.
+/// A GET's status and body, with the account's credentials; the error as text.
 pub(crate) async fn get(url: &str) -> Result<(u16, String), String> {
-    let answer = client().get(url).send().await.map_err(whole)?;
-    let status = answer.status().as_u16();
-    Ok((status, answer.text().await.map_err(whole)?))
-}
-
-/// The JSON of a GET that must succeed, with the account's credentials.
-pub(crate) async fn get_json(url: &str) -> serde_json::Value {
     let [(_, account), (_, token)] = super::ACCOUNT else {
         unreachable!("two entries");
     };
     let request = client().get(url).basic_auth(account, Some(token));
-    let answer = request.send().await.map_err(whole).unwrap();
-    let status = answer.status();
-    let body = answer.text().await.map_err(whole).unwrap();
-    assert!(status.is_success(), "GET {url}: {status}: {body}");
+    let answer = request.send().await.map_err(whole)?;
+    let status = answer.status().as_u16();
+    Ok((status, answer.text().await.map_err(whole)?))
+}
+
+/// The JSON of a GET that must succeed.
+pub(crate) async fn get_json(url: &str) -> serde_json::Value {
+    let (status, body) = get(url).await.unwrap();
+    assert_eq!(status, 200, "GET {url}: {body}");
     serde_json::from_str(&body).unwrap_or_else(|error| panic!("GET {url}: {error}: {body}"))
 }
 

@@ -70,13 +70,17 @@ impl Process {
 
     /// Waits until `/readyz` of the ops listener at `ops` answers 200; the process must live until then.
     pub(crate) async fn wait_ready(&mut self, ops: &str) {
-        let url = format!("http://{ops}/readyz");
+        self.wait_answer(&format!("http://{ops}/readyz")).await;
+    }
+
+    /// Waits until a GET of `url` answers 200; the process must live until then.
+    pub(crate) async fn wait_answer(&mut self, url: &str) {
         let what = format!("{}: ready", self.name);
         until(&what, READY_LIMIT, async || {
             if let Some(status) = self.exited() {
                 panic!("{}: ended before it was ready: {status}", self.name);
             }
-            match http::get(&url).await {
+            match http::get(url).await {
                 Ok((200, _)) => Ok(()),
                 Ok((status, body)) => Err(format!("{status}: {body}")),
                 Err(error) => Err(error),
@@ -220,4 +224,25 @@ impl Captured {
         let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&content).into_owned()
     }
+}
+
+/// What a child writes is all there once it has ended, and a stop is claimed by its exit code.
+#[tokio::test]
+async fn a_process_is_stopped_and_its_output_kept() {
+    let script = "trap 'echo bye; exit 0' TERM; echo up; echo trouble >&2; \
+                  while :; do sleep 0.05; done";
+    let mut process = Process::spawn("sh", Command::new("sh").args(["-c", script]));
+    until("the trap is set", READY_LIMIT, async || {
+        match process.stdout() {
+            text if text == "up\n" => Ok(()),
+            text => Err(text),
+        }
+    })
+    .await;
+    process.stop().await;
+    assert_eq!(process.stdout(), "up\nbye\n");
+    assert!(process.report().contains("trouble\n"));
+    let mut killed = Process::spawn("sh", Command::new("sh").args(["-c", script]));
+    killed.kill9();
+    assert_eq!(killed.exited().unwrap().code(), None);
 }

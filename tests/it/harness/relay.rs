@@ -158,3 +158,56 @@ impl Shared {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
+/// Every request arrives as it was sent, one of five twice, the second time later than others sent after it.
+#[tokio::test]
+async fn the_relay_repeats_late_and_changes_nothing() {
+    const REQUESTS: usize = 300;
+    let arrived = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&arrived);
+    let note = async move |request: Request| {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.unwrap();
+        let target = parts.uri.path_and_query().unwrap().to_string();
+        let header = parts.headers["x-twilio-signature"].clone();
+        sink.lock().unwrap().push((target, header, body));
+        StatusCode::NO_CONTENT
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let receiver = listener.local_addr().unwrap().to_string();
+    let routes = axum::Router::new().fallback(note);
+    let server = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let relay = Relay::start(&receiver).await;
+    let client = http::pooled_client();
+    for n in 0..REQUESTS {
+        let sent = http::Callback {
+            url: format!("http://{}/a%20b/c?n={n}&x=%2B", relay.address()),
+            signature: format!("s{n}="),
+            token: n.to_string(),
+            body: format!("body {n}"),
+        };
+        assert_eq!(http::post_callback(&client, &sent).await, Ok(204));
+    }
+    let (repeats, answers) = relay.finish().await;
+    server.abort();
+    let repeated = REQUESTS / REPEAT_EVERY as usize;
+    assert_eq!(repeats, repeated as u64);
+    assert_eq!(answers[&204], (REQUESTS + repeated) as u64);
+    let arrived = arrived.lock().unwrap();
+    for n in 0..REQUESTS {
+        let target = format!("/a%20b/c?n={n}&x=%2B");
+        let (signature, body) = (format!("s{n}="), format!("body {n}"));
+        let mut at = arrived.iter().enumerate().filter(|(_, arrived)| {
+            arrived.0 == target && arrived.1 == signature && arrived.2 == body
+        });
+        let first = at.next().unwrap().0;
+        let second = at.next().map(|(position, _)| position);
+        let due = (n + 1).is_multiple_of(REPEAT_EVERY as usize);
+        assert_eq!(second.is_some(), due, "request {n}");
+        let last = n + REPEAT_AFTER >= REQUESTS;
+        assert!(
+            last || second.is_none_or(|again| again > first + REPEAT_AFTER),
+            "{n}"
+        );
+    }
+}

@@ -104,14 +104,12 @@ impl Orchestrator {
         seed: u64,
         rate: u32,
     ) -> Orchestrator {
-        let (address, ops) = (free_address(), free_address());
+        let address = free_address();
         let mut process = convolake(
             &[
                 "emulate",
                 "--listen",
                 &address,
-                "--ops-listen",
-                &ops,
                 "--callback-url",
                 PUBLIC_URL,
                 "--callback-connect",
@@ -125,7 +123,8 @@ impl Orchestrator {
             ],
             ACCOUNT,
         );
-        process.wait_ready(&ops).await;
+        let truth = format!("http://{address}/emulator/truth");
+        process.wait_answer(&truth).await;
         Orchestrator { process, address }
     }
 }
