@@ -90,7 +90,11 @@ fn compare(row: &CommunicationRow, real: &Value) {
     );
     assert_eq!(row.extra, None, "{id}");
     let known = row.author_type.as_deref() != Some("UNKNOWN");
-    assert!(row.direction.is_some() || !known, "{id}: {:?}", row.author_type);
+    assert!(
+        row.direction.is_some() || !known,
+        "{id}: {:?}",
+        row.author_type
+    );
 }
 
 #[tokio::test]
