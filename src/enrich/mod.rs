@@ -25,6 +25,8 @@ use crate::api::{Api, ApiError, Outcome, ResponseStart};
 use crate::lifecycle::Clock;
 use crate::table::row::{CommunicationRow, ConversationRow, Recipient, Word};
 
+#[cfg(test)]
+mod emulated;
 mod fetch;
 mod hash;
 mod rows;
