@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::api::{self, Api};
 use crate::config::Secrets;
-use crate::config::args::{CallbackArgs, Dev, FlushArgs};
+use crate::config::args::{CallbackArgs, Dev, FlushArgs, TopicArgs};
 use crate::emulator::Emulator;
 use crate::lake::{Access, Lake};
 use crate::lifecycle::{DRAIN_DEADLINE, Stop};
@@ -88,19 +88,20 @@ struct Quantiles {
 }
 
 pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
-    let mut topic_args = args.topics.clone();
-    topic_args.create_topics = true;
     let kafka = args
         .kafka
         .clone()
-        .map(|brokers| kafka_at(brokers, &topic_args))
+        .map(|brokers| kafka_at(brokers, &args.topics))
         .transpose()?;
     let json = args.json;
     let summary = runtime(cores())?.block_on(async move {
         let (stop, interrupted) = (Stop::new(), Stop::new());
         let mut process =
             Process::start_with("dev", args.ops_listen, stop.clone(), interrupted.clone()).await?;
-        let world = World::start(&mut process, &args, kafka).await?;
+        // Ends after everything that talks to it.
+        let mut embedded = None;
+        let world = World::start(&mut process, &args, kafka, &mut embedded).await?;
+        let publisher = world.publisher.clone();
         let (result, summary) = tokio::sync::oneshot::channel();
         process.tasks.spawn("dev", async move {
             let summary = world.play(&args, &interrupted).await;
@@ -110,6 +111,7 @@ pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
             Ok(())
         });
         process.tasks.finish().await?;
+        publisher.close(DRAIN_DEADLINE / 4).await?;
         summary.await.context("dev ended before it had a result")
     })?;
     let complete = summary.verify.partial + summary.verify.missing == 0;
@@ -129,8 +131,6 @@ struct World {
     api: Api,
     watched: Watched,
     seed: u64,
-    /// Ends with the world.
-    _embedded: Option<EmbeddedCluster>,
 }
 
 impl World {
@@ -138,26 +138,26 @@ impl World {
         process: &mut Process,
         args: &Dev,
         kafka: Option<(topic::Settings, Topics)>,
+        embedded: &mut Option<EmbeddedCluster>,
     ) -> anyhow::Result<World> {
         let lake = Arc::new(Lake::open(&args.lake, Access::Create).await?);
         process.readiness.dependency("lake").up();
-        let (settings, topics, embedded) = match kafka {
-            Some((settings, topics)) => (settings, topics, None),
+        let (settings, topics) = match kafka {
+            Some((settings, topics)) => {
+                let TopicArgs {
+                    partitions,
+                    replication,
+                    ..
+                } = args.topics;
+                topic::create_topics(&settings, &topics, partitions, replication).await?;
+                (settings, topics)
+            }
             None => {
                 let topics = Topics::named(&args.topics.topic);
-                let embedded = EmbeddedCluster::start(EMBEDDED_PARTITIONS, &topics.all())?;
-                (embedded.settings(), topics, Some(embedded))
+                let cluster = EmbeddedCluster::start(EMBEDDED_PARTITIONS, &topics.all())?;
+                (embedded.insert(cluster).settings(), topics)
             }
         };
-        if embedded.is_none() {
-            topic::create_topics(
-                &settings,
-                &topics,
-                args.topics.partitions,
-                args.topics.replication,
-            )
-            .await?;
-        }
         let cluster = topic::cluster_id(&settings, DRAIN_DEADLINE).await?;
         let publisher = Publisher::start(&settings)?;
         let secrets = super::emulate::with_defaults(Secrets::default());
@@ -177,7 +177,14 @@ impl World {
             flush,
         };
         let watched = groups.spawn(process, Arc::clone(&lake), api.clone(), &publisher);
-        Ok(World { emulator, publisher, lake, api, watched, seed, _embedded: embedded })
+        Ok(World {
+            emulator,
+            publisher,
+            lake,
+            api,
+            watched,
+            seed,
+        })
     }
 
     /// Plays the traffic, waits until it is all in the lake, verifies.
@@ -207,7 +214,6 @@ impl World {
             files = (files.0 + stats.files as u64, files.1 + stats.bytes);
         }
         let counts = self.emulator.counts();
-        self.publisher.close(DRAIN_DEADLINE / 4).await?;
         Ok(Summary {
             conversations: report.complete + report.partial + report.missing + report.torn,
             communications: report.communications,

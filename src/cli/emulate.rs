@@ -28,7 +28,9 @@ pub(super) fn run(args: Emulate, secrets: Secrets) -> anyhow::Result<Exit> {
 
 /// Known credentials where none are given: they protect made-up conversations on loopback.
 pub(super) fn with_defaults(secrets: Secrets) -> Secrets {
-    secrets.or_default("TWILIO_ACCOUNT_SID", DEV_ACCOUNT_SID).or_default("TWILIO_AUTH_TOKEN", DEV_AUTH_TOKEN)
+    secrets
+        .or_default("TWILIO_ACCOUNT_SID", DEV_ACCOUNT_SID)
+        .or_default("TWILIO_AUTH_TOKEN", DEV_AUTH_TOKEN)
 }
 
 /// Options of an emulator; a seed that is not given is a fresh one.
@@ -39,7 +41,9 @@ pub(super) fn options(
     secrets: &Secrets,
     clock: Clock,
 ) -> Result<Options, Invalid> {
-    let seed = traffic.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let seed = traffic
+        .seed
+        .unwrap_or_else(|| u64::from(rand::random::<u32>()));
     Ok(Options {
         listen,
         account_sid: secrets.account_sid().unwrap_or(DEV_ACCOUNT_SID).to_owned(),

@@ -106,8 +106,6 @@ struct Process {
     tasks: Tasks,
     clock: Clock,
     readiness: Readiness,
-    /// Where the ops listener is; known once a port was chosen.
-    ops: SocketAddr,
 }
 
 impl Process {
@@ -147,7 +145,6 @@ impl Process {
             tasks,
             clock: Clock::system(),
             readiness,
-            ops,
         })
     }
 }

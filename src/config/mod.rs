@@ -80,7 +80,10 @@ impl Secrets {
 
     /// API key and its secret, where both are given.
     pub fn api_key(&self) -> Option<(String, String)> {
-        Some((self.get("TWILIO_API_KEY")?.to_owned(), self.get("TWILIO_API_SECRET")?.to_owned()))
+        Some((
+            self.get("TWILIO_API_KEY")?.to_owned(),
+            self.get("TWILIO_API_SECRET")?.to_owned(),
+        ))
     }
 
     /// User and password for the REST API: an API key and its secret, else account and auth token.
@@ -88,7 +91,12 @@ impl Secrets {
     /// # Errors
     /// Names the variables to set.
     pub fn basic_auth(&self) -> Result<(String, Secret), Invalid> {
-        let account = || Some((self.account_sid()?.to_owned(), self.auth_token()?.to_owned()));
+        let account = || {
+            Some((
+                self.account_sid()?.to_owned(),
+                self.auth_token()?.to_owned(),
+            ))
+        };
         self.api_key()
             .or_else(account)
             .map(|(user, password)| (user, Secret::new(password)))

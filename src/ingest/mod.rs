@@ -380,7 +380,11 @@ impl<'a, W: Work> Loop<'a, W> {
                 reply.start_at(starts);
                 self.ready.up();
             }
-            Event::Revoked { partitions, lost, reply } => {
+            Event::Revoked {
+                partitions,
+                lost,
+                reply,
+            } => {
                 // What was lost may have another owner already, who reads it again.
                 if !lost && let Some(ended) = self.flush_everything_finished().await? {
                     return Ok(Some(ended));
@@ -405,7 +409,8 @@ impl<'a, W: Work> Loop<'a, W> {
                 self.finished_weight -= gone.finished_weight(W::weight);
             }
         }
-        self.waiting.retain(|record| !partitions.contains(&record.partition));
+        self.waiting
+            .retain(|record| !partitions.contains(&record.partition));
         self.work.forget();
         tracing::info!(
             group = self.settings.group,

@@ -10,10 +10,6 @@
 )]
 
 // What tests share: real parts, our processes, HTTP, foreign readers.
-#[expect(
-    dead_code,
-    reason = "waits for the tests of the commands; gone when those are here"
-)]
 mod harness;
 
 // The published schemas say what the code does.
@@ -21,3 +17,15 @@ mod schemas;
 
 // Files and logs of the lake, as other programs read them.
 mod lake;
+
+// Everything in one process: its summary, its verdict, the same seed twice.
+mod dev;
+
+// The roles as processes on a real Kafka: kills, duplicates, disorder, and three readers of the result.
+mod pipeline;
+
+// What a SIGTERM may not lose.
+mod stop;
+
+// Requests signed by Twilio's own code.
+mod twilio_sdk;
