@@ -235,3 +235,6 @@ impl Drop for OpenConnection {
         metrics::gauge!(telemetry::CALLBACK_CONNECTIONS).decrement(1);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -162,7 +162,10 @@ async fn acknowledged(acknowledgement: Acknowledgement) -> Result<(), Answer> {
     match timeout(PUBLISH_TIMEOUT, acknowledgement).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "a callback was not published; the sender was asked to retry");
+            tracing::warn!(
+                reason = error.reason(),
+                "a callback was not published; the sender was asked to retry"
+            );
             Err(Answer::NotPublished)
         }
         Err(_) => {
