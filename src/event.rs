@@ -174,15 +174,34 @@ fn usable(id: Option<Cow<'_, str>>) -> Result<Cow<'_, str>, NotUnderstood> {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EventId([u8; 32]);
 
+impl EventId {
+    /// 64 lower-case digits: the value of [`header::CE_ID`], without the formatter's cost.
+    pub fn hex(&self) -> [u8; 64] {
+        let mut digits = [0; 64];
+        write_hex(&self.0, &mut digits);
+        digits
+    }
+}
+
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(std::str::from_utf8(&self.hex()).expect("hex digits are ASCII"))
     }
 }
 
 impl fmt::Debug for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Writes `bytes` as lower-case hex; `digits` has room for exactly two a byte.
+pub(crate) fn write_hex(bytes: &[u8], digits: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    assert_eq!(digits.len(), 2 * bytes.len(), "two digits a byte");
+    for (byte, pair) in bytes.iter().zip(digits.chunks_exact_mut(2)) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
     }
 }
 

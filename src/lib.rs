@@ -13,6 +13,7 @@ pub mod lake;
 pub mod receive;
 pub mod table;
 pub mod topic;
+pub mod verify;
 
 pub mod cli;
 pub mod emulator;

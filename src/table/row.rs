@@ -9,6 +9,13 @@ pub type Micros = i64;
 /// Days since 1970-01-01, UTC.
 pub type Days = i32;
 
+/// The UTC day of `time`, as partitions count days.
+pub fn day(time: jiff::Timestamp) -> Days {
+    const SECONDS: i64 = 24 * 60 * 60;
+    Days::try_from(time.as_second().div_euclid(SECONDS))
+        .expect("a Timestamp ends with the year 9999, some 3 million days")
+}
+
 /// How much of a closed conversation the lake has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Completeness {

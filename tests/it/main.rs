@@ -1,1 +1,31 @@
 //! Black-box tests by role, in one binary so that the crate is linked once.
+//!
+//! Each module states claims about the program from outside: processes, sockets, Kafka, files. Parts that
+//! are not ours come from `tests/parts/`; where one cannot be had a test prints why and returns, and with
+//! `CI=true` it fails instead.
+#![allow(
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "clippy exempts test functions; this whole crate is tests and their helpers"
+)]
+
+// What tests share: real parts, our processes, HTTP, foreign readers.
+mod harness;
+
+// The published schemas say what the code does.
+mod schemas;
+
+// Files and logs of the lake, as other programs read them.
+mod lake;
+
+// Everything in one process: its summary, its verdict, the same seed twice.
+mod dev;
+
+// The roles as processes on a real Kafka: kills, duplicates, disorder, and three readers of the result.
+mod pipeline;
+
+// What a SIGTERM may not lose.
+mod stop;
+
+// Requests signed by Twilio's own code.
+mod twilio_sdk;

@@ -1,0 +1,60 @@
+//! `convolake emulate`: the Conversation Orchestrator on loopback.
+
+use std::net::SocketAddr;
+
+use crate::config::args::{CallbackArgs, Emulate, TrafficArgs};
+use crate::config::{Invalid, Secrets};
+use crate::emulator::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, Options};
+use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
+
+use super::{Exit, cores, runtime};
+
+pub(super) fn run(args: Emulate, secrets: Secrets) -> anyhow::Result<Exit> {
+    let clock = Clock::system();
+    let secrets = with_defaults(secrets);
+    let options = options(args.listen, &args.callbacks, &args.traffic, &secrets, clock)?;
+    runtime(cores())?.block_on(async move {
+        let stop = Stop::new();
+        let mut tasks = Tasks::new(stop.clone());
+        let seed = options.seed;
+        let emulator = Emulator::start(options, clock, stop.clone())?;
+        tracing::info!(role = "emulate", listen = %emulator.address(), seed, "emulating the Conversation Orchestrator");
+        tasks.spawn("signals", async move { Ok(stop_on_signal(stop).await?) });
+        tasks.spawn("emulator", async move { Ok(emulator.finish().await?) });
+        tasks.finish().await
+    })?;
+    Ok(Exit::Done)
+}
+
+/// Known credentials where none are given: they protect made-up conversations on loopback.
+pub(super) fn with_defaults(secrets: Secrets) -> Secrets {
+    secrets
+        .or_default("TWILIO_ACCOUNT_SID", DEV_ACCOUNT_SID)
+        .or_default("TWILIO_AUTH_TOKEN", DEV_AUTH_TOKEN)
+}
+
+/// Options of an emulator; a seed that is not given is a fresh one.
+pub(super) fn options(
+    listen: SocketAddr,
+    callbacks: &CallbackArgs,
+    traffic: &TrafficArgs,
+    secrets: &Secrets,
+    clock: Clock,
+) -> Result<Options, Invalid> {
+    let seed = traffic
+        .seed
+        .unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    Ok(Options {
+        listen,
+        account_sid: secrets.account_sid().unwrap_or(DEV_ACCOUNT_SID).to_owned(),
+        auth_token: secrets.auth_token().unwrap_or(DEV_AUTH_TOKEN).to_owned(),
+        api_key: secrets.api_key(),
+        callback_url: callbacks.callback_url.as_ref().map(ToString::to_string),
+        callback_connect: callbacks.callback_connect,
+        signing_keys: secrets.signing_keys()?,
+        conversations: traffic.conversations,
+        rate: traffic.rate,
+        large: traffic.large,
+        ..Options::new(seed, clock.now())
+    })
+}

@@ -1,0 +1,226 @@
+//! The commands: one small file each, which builds parts from checked configuration and hands over.
+//!
+//! Owns the one start sequence (configuration, logging, runtime, metrics, signals, ops listener, role),
+//! the exit codes, and standard output. No role builds a world of its own: it is handed a [`Process`].
+//!
+//! Guarantees: configuration is checked, and its error names the flag, before any port opens; results go
+//! to standard output, everything else to standard error; a reader that closes standard output early is a
+//! success, as for any filter.
+
+mod dev;
+mod emulate;
+mod ingest;
+mod receive;
+mod sql;
+mod verify;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::config::args::{Command, KafkaArgs, TopicArgs};
+use crate::config::{self, Invalid};
+use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
+use crate::telemetry::{self, Readiness};
+use crate::topic::{self, Topics};
+
+/// How a command ended, as the exit code that scripts see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed while running.
+    Failed = 1,
+    /// Wrong use or configuration, said before any port opened.
+    Usage = 2,
+    /// `verify` found something.
+    Found = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Runs the command line and answers with the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let exit = config::load(arguments).and_then(|(cli, secrets)| {
+        telemetry::start_logging(cli.log_format, &cli.log_filter);
+        match cli.command {
+            Command::Dev(args) => dev::run(args),
+            Command::Receive(args) => receive::run(args, &secrets),
+            Command::Ingest(args) => ingest::run(args, &secrets),
+            Command::Emulate(args) => emulate::run(args, secrets),
+            Command::Verify(args) => verify::run(args, &secrets),
+            Command::Sql(args) => sql::run(&args),
+        }
+    });
+    exit.unwrap_or_else(|error| report(&error)).into()
+}
+
+/// The only place where an error becomes text for a person.
+#[expect(
+    clippy::print_stderr,
+    reason = "an error before or after logging is for the terminal"
+)]
+fn report(error: &anyhow::Error) -> Exit {
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        // Help and version are errors to clap, and go to standard output.
+        let _ = usage.print();
+        return if usage.use_stderr() {
+            Exit::Usage
+        } else {
+            Exit::Done
+        };
+    }
+    let broken_pipe = error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+    if broken_pipe {
+        return Exit::Done;
+    }
+    eprintln!("convolake: {error:#}");
+    if error.chain().any(|cause| cause.is::<Invalid>()) {
+        Exit::Usage
+    } else {
+        Exit::Failed
+    }
+}
+
+/// Prints a result.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// What every long-running role is handed.
+struct Process {
+    stop: Stop,
+    tasks: Tasks,
+    clock: Clock,
+    readiness: Readiness,
+}
+
+impl Process {
+    /// Signals, metrics and the ops listener, in this order. A signal requests the stop.
+    async fn start(role: &'static str, ops_listen: SocketAddr) -> anyhow::Result<Process> {
+        let stop = Stop::new();
+        Process::start_with(role, ops_listen, stop.clone(), stop).await
+    }
+
+    /// The same, where a signal requests `interrupted`, and what follows is up to the role.
+    async fn start_with(
+        role: &'static str,
+        ops_listen: SocketAddr,
+        stop: Stop,
+        interrupted: Stop,
+    ) -> anyhow::Result<Process> {
+        let mut tasks = Tasks::new(stop.clone());
+        let readiness = Readiness::new();
+        tasks.spawn("signals", {
+            let stop = stop.clone();
+            async move {
+                stop.race(stop_on_signal(interrupted)).await.transpose()?;
+                stop.requested().await;
+                Ok(())
+            }
+        });
+        let listener = telemetry::bind_ops(ops_listen).await?;
+        let ops = listener.local_addr()?;
+        let metrics = telemetry::start_metrics();
+        tasks.spawn(
+            "ops",
+            telemetry::serve_ops(listener, readiness.clone(), metrics, stop.clone()),
+        );
+        tracing::info!(role, version = env!("CARGO_PKG_VERSION"), %ops, "starting");
+        Ok(Process {
+            stop,
+            tasks,
+            clock: Clock::system(),
+            readiness,
+        })
+    }
+}
+
+/// A runtime of `threads`; one thread runs everything, the acknowledgements of Kafka included.
+fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = if threads == 1 {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads);
+        builder
+    };
+    Ok(builder.enable_all().build()?)
+}
+
+/// Threads for a role that computes as well as waits.
+fn cores() -> usize {
+    std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .max(2)
+}
+
+/// Binds a role's listener.
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        anyhow::anyhow!("--listen {address}: cannot listen there: {error}; choose another address")
+    })
+}
+
+/// Client settings of `--kafka` and `--kafka-property`, checked by librdkafka without connecting.
+fn kafka(args: &KafkaArgs) -> anyhow::Result<(topic::Settings, Topics)> {
+    kafka_at(args.kafka.clone(), &args.topics)
+}
+
+fn kafka_at(brokers: String, topics: &TopicArgs) -> anyhow::Result<(topic::Settings, Topics)> {
+    let settings = topic::Settings {
+        brokers,
+        properties: topics.kafka_properties.clone(),
+        cluster: None,
+    };
+    settings
+        .validate()
+        .map_err(|error| Invalid(format!("--kafka-property: {error}")))?;
+    Ok((settings, Topics::named(&topics.topic)))
+}
+
+/// Creates the topics where `--create-topics` asks for it, however long the brokers take to answer.
+async fn create_topics(
+    settings: &topic::Settings,
+    topics: &Topics,
+    args: &TopicArgs,
+    ready: &telemetry::Dependency,
+    stop: &Stop,
+) {
+    if !args.create_topics {
+        return;
+    }
+    while let Some(Err(error)) = stop
+        .race(topic::create_topics(
+            settings,
+            topics,
+            args.partitions,
+            args.replication,
+        ))
+        .await
+    {
+        ready.down(error.to_string());
+        if stop.race(tokio::time::sleep(KAFKA_PAUSE)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Pause between tries to reach the brokers at start, and between readiness checks.
+const KAFKA_PAUSE: Duration = Duration::from_secs(2);
+
+/// Longest time one look at the brokers may take.
+const KAFKA_CHECK: Duration = Duration::from_secs(2);

@@ -1,0 +1,312 @@
+//! The command line as types: one struct a command, parsed once; later code never sees a raw flag.
+//!
+//! Owns names, defaults and help of every flag. Refuses to build anything: `cli` does, from these.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use url::Url;
+
+use crate::signature::PublicUrl;
+use crate::telemetry::LogFormat;
+
+/// Signed conversation callbacks in, Kafka through, an exact Parquet lake out.
+#[derive(Debug, Parser)]
+#[command(
+    name = "convolake",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+    /// TOML file with any of these settings; flags and environment come before it.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How log events are written to standard error.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Which log events are written, e.g. `info` or `convolake=debug`.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        default_value = "warn,convolake=info,librdkafka=error"
+    )]
+    pub log_filter: String,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Everything in one process: emulator, embedded Kafka, receiver, ingester; then verifies the lake.
+    Dev(Dev),
+    /// The status-callback endpoint.
+    Receive(Receive),
+    /// The Kafka consumer: run as many as there are partitions.
+    Ingest(Ingest),
+    /// The Conversation Orchestrator on loopback: REST, signed callbacks, traffic.
+    Emulate(Emulate),
+    /// Is every closed conversation in the lake, whole and once? Names what is not (exit code 3).
+    Verify(Verify),
+    /// The DuckDB views over a lake, on standard output.
+    Sql(Sql),
+}
+
+/// Where Kafka is.
+#[derive(Debug, Clone, Args)]
+pub struct KafkaArgs {
+    /// Bootstrap brokers.
+    #[arg(long, value_name = "HOST:PORT,…")]
+    pub kafka: String,
+    #[command(flatten)]
+    pub topics: TopicArgs,
+}
+
+/// Topics and client properties.
+#[derive(Debug, Clone, Args)]
+pub struct TopicArgs {
+    /// librdkafka property, e.g. for TLS and SASL; may be repeated.
+    #[arg(long = "kafka-property", value_name = "NAME=VALUE", value_parser = property)]
+    pub kafka_properties: Vec<(String, String)>,
+    /// Topic of events; `.quarantine` and `.dead-letters` stand beside it.
+    #[arg(long, value_name = "NAME", default_value = "convolake.events")]
+    pub topic: String,
+    /// Create the topics at start where they are missing.
+    #[arg(long)]
+    pub create_topics: bool,
+    /// Partitions of a topic that is created.
+    #[arg(long, value_name = "N", default_value = "12", value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    pub partitions: i32,
+    /// Replicas of a topic that is created.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(i32).range(1..=100))]
+    pub replication: i32,
+}
+
+/// Where the API is, and how hard it may be asked.
+#[derive(Debug, Clone, Args)]
+pub struct ApiArgs {
+    /// Origin of the REST API.
+    #[arg(long, value_name = "URL", default_value = "https://conversations.twilio.com", value_parser = origin)]
+    pub api_url: Url,
+    /// Requests a second that this process may send.
+    #[arg(long, value_name = "N", default_value = "20")]
+    pub requests_per_second: NonZeroU32,
+}
+
+/// The ops listener.
+#[derive(Debug, Clone, Args)]
+pub struct OpsArgs {
+    /// Address of /livez, /readyz and /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    pub ops_listen: SocketAddr,
+}
+
+/// When a batch is written, and how much may be in flight.
+#[derive(Debug, Clone, Args)]
+pub struct FlushArgs {
+    /// Longest time a row waits for its commit.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub flush_interval: Duration,
+    /// Rows that make a batch.
+    #[arg(long, value_name = "N", default_value = "100000")]
+    pub flush_rows: NonZeroU32,
+    /// Bytes of rows that make a batch.
+    #[arg(long, value_name = "BYTES", default_value = "67108864")]
+    pub flush_bytes: NonZeroU32,
+    /// Bytes of records read and not yet durable, for each of the two groups; then partitions pause.
+    #[arg(long, value_name = "BYTES", default_value = "33554432")]
+    pub max_in_flight_bytes: NonZeroU32,
+    /// Wait after a close before its conversation is fetched.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    pub settle: Duration,
+    /// Conversations fetched at once.
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub concurrency: NonZeroU32,
+}
+
+impl FlushArgs {
+    /// What `dev` uses: its own waits, everything else as the defaults above.
+    pub fn for_dev(flush_interval: Duration, settle: Duration) -> Self {
+        FlushArgs {
+            flush_interval,
+            settle,
+            ..<FlushDefaults as Parser>::parse_from([""]).flush
+        }
+    }
+}
+
+/// The defaults stand in one place, the attributes of [`FlushArgs`].
+#[derive(Parser)]
+struct FlushDefaults {
+    #[command(flatten)]
+    flush: FlushArgs,
+}
+
+/// `convolake receive`
+#[derive(Debug, Args)]
+pub struct Receive {
+    /// Address that callbacks arrive on (plain HTTP; TLS ends in front).
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// The URL that Twilio calls and signs, byte for byte; its path is the route.
+    #[arg(long, value_name = "URL", value_parser = public_url)]
+    pub public_url: PublicUrl,
+    /// Connections open at once.
+    #[arg(long, value_name = "N", default_value = "4096")]
+    pub max_connections: NonZeroU32,
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    #[command(flatten)]
+    pub ops: OpsArgs,
+}
+
+/// `convolake ingest`
+#[derive(Debug, Args)]
+pub struct Ingest {
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    /// Consumer group; the archive and the enricher add their own names to it.
+    #[arg(long, value_name = "NAME", default_value = "convolake")]
+    pub group: String,
+    /// Root of the lake.
+    #[arg(long, value_name = "PATH")]
+    pub lake: String,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    #[command(flatten)]
+    pub flush: FlushArgs,
+    #[command(flatten)]
+    pub ops: OpsArgs,
+}
+
+/// `convolake emulate`
+#[derive(Debug, Args)]
+pub struct Emulate {
+    /// Address of the REST API and of the emulator's own routes.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8085")]
+    pub listen: SocketAddr,
+    #[command(flatten)]
+    pub callbacks: CallbackArgs,
+    #[command(flatten)]
+    pub traffic: TrafficArgs,
+}
+
+/// Where the emulator's callbacks go.
+#[derive(Debug, Clone, Args)]
+pub struct CallbackArgs {
+    /// URL that callbacks are signed for; without it none are sent.
+    #[arg(long, value_name = "URL", value_parser = public_url)]
+    pub callback_url: Option<PublicUrl>,
+    /// Where they really connect, plain HTTP (a laptop has no public host).
+    #[arg(long, value_name = "HOST:PORT")]
+    pub callback_connect: Option<SocketAddr>,
+}
+
+/// The emulator's traffic.
+#[derive(Debug, Clone, Args)]
+pub struct TrafficArgs {
+    /// Conversations to play; 0 goes on until stopped.
+    #[arg(long, value_name = "N", default_value = "200")]
+    pub conversations: u64,
+    /// Conversations a second; without it as fast as callbacks are answered.
+    #[arg(long, value_name = "R")]
+    pub rate: Option<f64>,
+    /// Same seed, same conversations; without it a fresh one, printed.
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Communications of the first conversation, to try a very large one.
+    #[arg(long, value_name = "N")]
+    pub large: Option<usize>,
+}
+
+/// `convolake verify`
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Root of the lake.
+    #[arg(long, value_name = "PATH")]
+    pub lake: String,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `convolake sql`
+#[derive(Debug, Args)]
+pub struct Sql {
+    /// Root of the lake.
+    #[arg(long, value_name = "PATH", default_value = "./lake")]
+    pub lake: String,
+    /// Read through DuckDB's Delta extension instead of plain SQL.
+    #[arg(long)]
+    pub delta: bool,
+}
+
+/// `convolake dev`
+#[derive(Debug, Args)]
+pub struct Dev {
+    #[command(flatten)]
+    pub traffic: TrafficArgs,
+    /// Root of the lake.
+    #[arg(long, value_name = "PATH", default_value = "./lake")]
+    pub lake: String,
+    /// A real cluster instead of the embedded one.
+    #[arg(long, value_name = "HOST:PORT,…")]
+    pub kafka: Option<String>,
+    #[command(flatten)]
+    pub topics: TopicArgs,
+    /// Longest time a row waits for its commit.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    pub flush_interval: Duration,
+    /// Wait after a close before its conversation is fetched.
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration)]
+    pub settle: Duration,
+    /// Requests a second to the emulator.
+    #[arg(long, value_name = "N", default_value = "100000")]
+    pub requests_per_second: NonZeroU32,
+    /// Address of /livez, /readyz and /metrics; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub ops_listen: SocketAddr,
+    /// Print the summary as one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.trim().to_owned(), value.to_owned()))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let signed: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| "write a duration such as 500ms, 30s or 2m")?;
+    Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+fn public_url(text: &str) -> Result<PublicUrl, String> {
+    PublicUrl::parse(text).map_err(|error| error.to_string())
+}
+
+fn origin(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() || !bare {
+        return Err(
+            "write only scheme, host and port, such as https://conversations.twilio.com".into(),
+        );
+    }
+    if url.username() != "" || url.password().is_some() {
+        return Err(
+            "credentials go into TWILIO_API_KEY and TWILIO_API_SECRET, not into the URL".into(),
+        );
+    }
+    Ok(url)
+}

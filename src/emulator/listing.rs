@@ -1,0 +1,190 @@
+//! What a resource looks like in an answer: whole, or as lists show it.
+//!
+//! Owns what lists leave out. Twilio's lists are partial: any of `createdAt`, `channels`, `channel`,
+//! `author`, `content`, `body`, `recipients` can be missing, the creation time may be called
+//! `dateCreated`, and author and content may be flattened into `channel` and `body`; the single GET has
+//! everything. Refuses randomness of its own: an item's shape depends on the seed and its id, so that it
+//! looks the same on every page that shows it.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::resource::{
+    Author, Channel, Communication, ConfigurationView, Content, Participant, Recipient, Status,
+    rfc3339, rfc3339_or_null,
+};
+use super::seeds;
+use super::state::Entry;
+
+/// What an item of a list leaves out or writes otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Shape {
+    no_created_at: bool,
+    date_created: bool,
+    no_channels: bool,
+    /// `channel` and `body` instead of `author` and `content`.
+    flat: bool,
+    no_author: bool,
+    no_content: bool,
+    no_recipients: bool,
+}
+
+impl Shape {
+    /// Nothing left out.
+    pub(crate) const WHOLE: Shape = Shape {
+        no_created_at: false,
+        date_created: false,
+        no_channels: false,
+        flat: false,
+        no_author: false,
+        no_content: false,
+        no_recipients: false,
+    };
+
+    /// The shape of the item `id` in lists: whole but for a share of `rate` (0..1), seeded.
+    pub(crate) fn in_list(seed: u64, id: &str, rate: f64) -> Self {
+        let draw = seeds::mix_text(seed, id);
+        if !seeds::falls(draw, rate) {
+            return Shape::WHOLE;
+        }
+        let bits = seeds::mix(draw, 1);
+        let bit = |place: u32| bits & (1 << place) != 0;
+        let mut shape = Shape {
+            no_created_at: bit(0),
+            date_created: bit(1),
+            no_channels: bit(2),
+            flat: bit(3),
+            no_author: bit(4),
+            no_content: bit(5),
+            no_recipients: bit(6),
+        };
+        if !(shape.no_created_at || shape.no_author || shape.no_content || shape.no_recipients) {
+            // An item that the rate chose is partial for certain, or the rate would mean less.
+            shape.no_created_at = true;
+            shape.no_recipients = true;
+        }
+        shape
+    }
+}
+
+/// A conversation as an answer shows it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConversationView<'a> {
+    id: &'a str,
+    account_id: &'a str,
+    configuration_id: &'a str,
+    status: Status,
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channels: Option<&'a BTreeSet<Channel>>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "rfc3339_or_null"
+    )]
+    created_at: Option<Timestamp>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "rfc3339_or_null"
+    )]
+    date_created: Option<Timestamp>,
+    #[serde(serialize_with = "rfc3339")]
+    updated_at: Timestamp,
+    configuration: ConfigurationView<'a>,
+    metadata: &'a std::collections::BTreeMap<String, String>,
+    participants: &'a [Participant],
+}
+
+impl<'a> ConversationView<'a> {
+    /// `entry` in `shape`.
+    pub(crate) fn new(entry: &'a Entry, account_id: &'a str, shape: Shape) -> Self {
+        let own = &entry.conversation;
+        let (created_at, date_created) = creation(own.created_at, shape);
+        ConversationView {
+            id: &own.id,
+            account_id,
+            configuration_id: &own.configuration_id,
+            status: own.status,
+            name: own.name.as_deref(),
+            channels: (!shape.no_channels).then_some(&entry.channels),
+            created_at,
+            date_created,
+            updated_at: own.updated_at,
+            configuration: ConfigurationView {
+                status_callbacks: &own.callbacks,
+            },
+            metadata: &own.metadata,
+            participants: &entry.participants,
+        }
+    }
+}
+
+/// A communication as a list shows it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CommunicationView<'a> {
+    id: &'a str,
+    conversation_id: &'a str,
+    account_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    author: Option<&'a Author>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel: Option<Channel>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a Content>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
+    channel_id: Option<&'a str>,
+    resource_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipients: Option<&'a [Recipient]>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "rfc3339_or_null"
+    )]
+    created_at: Option<Timestamp>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "rfc3339_or_null"
+    )]
+    date_created: Option<Timestamp>,
+    #[serde(serialize_with = "rfc3339")]
+    updated_at: Timestamp,
+    #[serde(serialize_with = "rfc3339")]
+    occurred_at: Timestamp,
+}
+
+impl<'a> CommunicationView<'a> {
+    /// `communication` in `shape`; in [`Shape::WHOLE`] it is the resource itself.
+    pub(crate) fn new(communication: &'a Communication, shape: Shape) -> Self {
+        let (created_at, date_created) = creation(communication.created_at, shape);
+        let author = !shape.no_author;
+        let content = !shape.no_content;
+        CommunicationView {
+            id: &communication.id,
+            conversation_id: &communication.conversation_id,
+            account_id: &communication.account_id,
+            author: (author && !shape.flat).then_some(&communication.author),
+            channel: (author && shape.flat).then_some(communication.author.channel),
+            content: (content && !shape.flat).then_some(&communication.content),
+            body: (content && shape.flat).then_some(&communication.content.text),
+            channel_id: communication.channel_id.as_deref(),
+            resource_id: communication.resource_id.as_deref(),
+            recipients: (!shape.no_recipients).then_some(&communication.recipients),
+            created_at,
+            date_created,
+            updated_at: communication.updated_at,
+            occurred_at: communication.occurred_at,
+        }
+    }
+}
+
+fn creation(at: Timestamp, shape: Shape) -> (Option<Timestamp>, Option<Timestamp>) {
+    match (shape.no_created_at, shape.date_created) {
+        (true, _) => (None, None),
+        (false, true) => (None, Some(at)),
+        (false, false) => (Some(at), None),
+    }
+}

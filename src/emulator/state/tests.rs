@@ -1,0 +1,268 @@
+//! The machine's rules, by any commands and by the ones that matter.
+
+use proptest::prelude::*;
+
+use super::super::listing::{ConversationView, Shape};
+use super::super::resource::{
+    Author, CallbackMethod, Content, ContentType, ParticipantType, Recipient,
+};
+use super::*;
+
+fn machine() -> State {
+    let callback = StatusCallback {
+        url: "https://example.com/callback".into(),
+        method: CallbackMethod::Post,
+    };
+    State::new("AC1".into(), [callback].into())
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+fn participant(number: u8) -> NewParticipant {
+    NewParticipant {
+        name: None,
+        kind: ParticipantType::Customer,
+        profile_id: None,
+        addresses: vec![Address {
+            channel: Channel::Sms,
+            address: format!("+1555000{number}").into(),
+            channel_id: None,
+        }],
+    }
+}
+
+fn message(resource: Option<u8>) -> NewCommunication {
+    let address: Arc<str> = "+15550000".into();
+    NewCommunication {
+        author: Author {
+            address: Arc::clone(&address),
+            channel: Channel::Sms,
+            participant_id: None,
+        },
+        content: Content {
+            kind: ContentType::Text,
+            text: "hello".into(),
+            transcription: None,
+        },
+        channel_id: None,
+        resource_id: resource.map(|number| format!("SM{number}").into()),
+        recipients: vec![Recipient {
+            address,
+            channel: Channel::Sms,
+            participant_id: None,
+            delivery_status: None,
+        }],
+        occurred_at: None,
+    }
+}
+
+fn open(id: &str, participants: &[u8]) -> Command {
+    Command::Open {
+        id: id.into(),
+        configuration_id: "conf".into(),
+        name: None,
+        metadata: BTreeMap::new(),
+        participants: participants
+            .iter()
+            .map(|number| (format!("{id}-p{number}").into(), participant(*number)))
+            .collect(),
+    }
+}
+
+fn set(id: &str, status: Status) -> Command {
+    Command::Change {
+        conversation: id.into(),
+        change: Change {
+            status: Some(status),
+            ..Change::default()
+        },
+    }
+}
+
+/// Few ids, so that commands meet: repeats, closed conversations, strangers.
+fn any_command() -> impl Strategy<Value = Command> {
+    let id = (0_u8..4).prop_map(|number| format!("v{number}"));
+    let parts = (id, 0_u8..8, 0_u8..10, prop::option::of(0_u8..4));
+    parts.prop_map(|(conversation, number, what, resource)| {
+        let id: Arc<str> = conversation.as_str().into();
+        match what {
+            0 | 1 => open(&conversation, &[][..]),
+            2 => open(&conversation, &[number]),
+            3 => Command::Join {
+                conversation: id,
+                id: format!("p{number}").into(),
+                participant: participant(number),
+            },
+            4 | 5 => Command::Capture {
+                conversation: id,
+                id: format!("c{number}").into(),
+                communication: message(resource),
+            },
+            6 => Command::Deliver {
+                conversation: id,
+                communication: format!("c{number}").into(),
+                status: [DeliveryStatus::Read, DeliveryStatus::Failed][usize::from(number % 2)],
+            },
+            7 => set(
+                &conversation,
+                [Status::Active, Status::Inactive, Status::Closed][usize::from(number % 3)],
+            ),
+            8 => Command::Change {
+                conversation: id,
+                change: Change {
+                    name: Some(resource.map(|n| format!("name {n}").into())),
+                    ..Change::default()
+                },
+            },
+            _ => Command::Change {
+                conversation: id,
+                change: Change {
+                    callbacks: (number == 0).then(|| [].into()),
+                    metadata: [(format!("k{number}"), resource.map(|n| n.to_string()))].into(),
+                    ..Change::default()
+                },
+            },
+        }
+    })
+}
+
+/// Everything that can be read of a conversation.
+fn shown(entry: &Entry) -> (Status, String) {
+    let view = ConversationView::new(entry, "AC1", Shape::WHOLE);
+    let whole = (view, &entry.communications);
+    (
+        entry.conversation.status,
+        serde_json::to_string(&whole).unwrap(),
+    )
+}
+
+fn snapshot(state: &State) -> BTreeMap<Arc<str>, (Status, String)> {
+    let entries = state.conversations().iter();
+    entries
+        .map(|entry| (Arc::clone(&entry.conversation.id), shown(entry)))
+        .collect()
+}
+
+/// What one command may announce, from what it changed.
+fn check_announcements(before: &State, after: &State, effects: &[Effect]) {
+    let counts = |state: &State, id: &str| {
+        state.conversation(id).map_or((0, 0, 0), |entry| {
+            (
+                entry.sequence,
+                entry.participants.len(),
+                entry.communications.len(),
+            )
+        })
+    };
+    for entry in after.conversations() {
+        let id = &entry.conversation.id;
+        let (sequence, participants, communications) = counts(before, id);
+        let announced: Vec<&Announcement> = effects
+            .iter()
+            .map(|Effect::Announce(announcement)| announcement)
+            .filter(|announcement| announcement.conversation_id == *id)
+            .collect();
+        let of = |wanted: &str| announced.iter().filter(|a| a.event_type == wanted).count();
+        if entry.conversation.callbacks.is_empty() {
+            assert_eq!(announced.len(), 0, "nobody listens");
+            continue;
+        }
+        let numbers: Vec<u32> = announced.iter().map(|a| a.sequence).collect();
+        let expected: Vec<u32> = (sequence..entry.sequence).collect();
+        assert_eq!(numbers, expected, "numbered without gaps");
+        let old = before.conversation(id).map(|e| &e.conversation);
+        let new = &entry.conversation;
+        let changed = old.is_some_and(|old| old.status != new.status || old.name != new.name);
+        assert_eq!(of("CONVERSATION_CREATED"), usize::from(old.is_none()));
+        assert_eq!(of("CONVERSATION_UPDATED"), usize::from(changed));
+        let joined = entry.participants.len() - participants;
+        assert_eq!(of("PARTICIPANT_ADDED"), joined);
+        let captured = entry.communications.len() - communications;
+        assert_eq!(of("COMMUNICATION_CREATED"), captured);
+        assert!(of("COMMUNICATION_UPDATED") <= 1);
+    }
+}
+
+proptest! {
+    // Each command replays those before it, so a case costs the square of its length.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn the_rules_hold_after_any_commands(commands in prop::collection::vec(any_command(), 1..60)) {
+        let mut state = machine();
+        let mut carried_out = Vec::new();
+        for (second, command) in commands.into_iter().enumerate() {
+            let time = at(second as i64);
+            let before = snapshot(&state);
+            let applied = state.apply(command.clone(), time);
+            let after = snapshot(&state);
+            for (id, (status, shown)) in &before {
+                prop_assert!(*status != Status::Closed || after[id].1 == *shown, "{id} changed");
+            }
+            match applied {
+                Err(_) => prop_assert_eq!(&before, &after, "a refusal changes nothing"),
+                Ok(applied) => {
+                    // Pure: the same commands lead to the state before, which has not moved since.
+                    let mut earlier = machine();
+                    for (command, time) in &carried_out {
+                        earlier.apply(Command::clone(command), *time).unwrap();
+                    }
+                    check_announcements(&earlier, &state, &applied.effects);
+                    carried_out.push((command, time));
+                }
+            }
+            let mut seen = BTreeSet::new();
+            for entry in state.conversations() {
+                for communication in &entry.communications {
+                    prop_assert!(seen.insert(Arc::clone(&communication.id)), "in two places");
+                    let found = state.communication(&entry.conversation.id, &communication.id);
+                    prop_assert_eq!(found, Some(communication));
+                }
+            }
+            prop_assert_eq!(state.tally().communications, seen.len() as u64);
+            let closed = after.values().filter(|(status, _)| *status == Status::Closed);
+            prop_assert_eq!(state.tally().closed, closed.count() as u64);
+        }
+    }
+}
+
+#[test]
+fn a_close_is_an_update_that_says_closed() {
+    let mut state = machine();
+    state.apply(open("v", &[]), at(0)).unwrap();
+    let applied = state.apply(set("v", Status::Closed), at(9)).unwrap();
+    let [Effect::Announce(close)] = &applied.effects[..] else {
+        panic!("{:?}", applied.effects);
+    };
+    let event = crate::event::CallbackEvent::parse(&close.body).unwrap();
+    assert!(event.is_close());
+    assert_eq!(event.timestamp.as_deref(), Some("2023-11-14T22:13:29Z"));
+    assert_eq!(event.updated_at, event.timestamp);
+    let again = state.apply(set("v", Status::Closed), at(10)).unwrap();
+    assert_eq!(again.effects, [], "a repeated close is no second one");
+    assert_eq!(
+        state.apply(set("v", Status::Active), at(11)).unwrap_err(),
+        Refusal::Closed
+    );
+}
+
+#[test]
+fn time_never_runs_backwards_in_a_conversation() {
+    let mut state = machine();
+    state.apply(open("v", &[]), at(100)).unwrap();
+    state.apply(set("v", Status::Inactive), at(50)).unwrap();
+    let own = &state.conversation("v").unwrap().conversation;
+    assert_eq!(own.updated_at, at(100));
+}
+
+#[test]
+fn grouping_finds_living_conversations_only() {
+    let mut state = machine();
+    state.apply(open("v", &[1, 2]), at(0)).unwrap();
+    let refusal = state.apply(open("w", &[2, 1]), at(1)).unwrap_err();
+    assert_eq!(refusal, Refusal::Conflict { living: "v".into() });
+    state.apply(open("x", &[1]), at(2)).unwrap();
+    state.apply(set("v", Status::Closed), at(3)).unwrap();
+    state.apply(open("w", &[2, 1]), at(4)).unwrap();
+}

@@ -1,0 +1,371 @@
+//! The enricher: a closed conversation is fetched, judged, and written once.
+//!
+//! Owns when a conversation is fetched (after the settle delay, and only where the lake does not have it
+//! whole), and the order of the two commits: `communications`, then `conversations`. The second *is* the
+//! conversation's commit. Its position is where reading goes on; where `communications` is ahead (a crash
+//! between the two), the conversations are read again and replace what is there.
+//!
+//! Guarantees: a conversation that is COMPLETE in the lake is not fetched again and not written twice,
+//! whichever record brings it. Communications are always written by replacement, so neither a crash nor a
+//! second owner can double them. A poorer version never replaces a richer one.
+//!
+//! While the API does not answer at all, work waits here ([`OUTAGE_PAUSE`] between tries) and the group
+//! keeps its partitions; nothing becomes a dead letter because of an outage.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hdrhistogram::Histogram;
+
+use super::archive::{micros, moved, received_at, remember};
+use super::{Dead, Outcome, Work};
+use crate::enrich::{Close, EnrichError, Enriched, Enricher};
+use crate::event::CallbackEvent;
+use crate::lake::{Commit, Lake, LakeError, Position};
+use crate::lifecycle::Clock;
+use crate::table::row::Completeness;
+use crate::table::{self, TableName};
+use crate::telemetry;
+use crate::topic::Record;
+
+/// Pause between tries while the API does not answer at all.
+const OUTAGE_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often a batch is built again because another writer's conversations were among it.
+const RACES_PER_BATCH: u32 = 20;
+
+/// Significant decimal digits of the quantiles shown by `dev`.
+const QUANTILE_DIGITS: u8 = 2;
+
+/// One conversation, ready to be written.
+#[derive(Debug)]
+pub struct Ready {
+    enriched: Enriched,
+    received_at: jiff::Timestamp,
+}
+
+/// The enricher's work.
+#[derive(Debug)]
+pub struct EnricherWork {
+    enricher: Enricher,
+    lake: Arc<Lake>,
+    clock: Clock,
+    settle: Duration,
+    api_up: telemetry::Dependency,
+    /// Positions of `communications` and of `conversations`.
+    communications_at: Mutex<HashMap<String, Option<i64>>>,
+    conversations_at: Mutex<HashMap<String, Option<i64>>>,
+    /// Conversations being fetched or waiting for their commit; `true` once fetched whole. A second close
+    /// of the same conversation waits for the first instead of fetching it again.
+    pending: Mutex<HashMap<String, Arc<tokio::sync::Mutex<bool>>>>,
+    /// Milliseconds from a close's arrival to its commit.
+    close_to_queryable_ms: Mutex<Histogram<u64>>,
+}
+
+impl EnricherWork {
+    /// Work that fetches with `enricher`, `settle` after a close arrived.
+    pub fn new(
+        enricher: Enricher,
+        lake: Arc<Lake>,
+        clock: Clock,
+        settle: Duration,
+        api_up: telemetry::Dependency,
+    ) -> Self {
+        EnricherWork {
+            enricher,
+            lake,
+            clock,
+            settle,
+            api_up,
+            communications_at: Mutex::default(),
+            conversations_at: Mutex::default(),
+            pending: Mutex::default(),
+            close_to_queryable_ms: Mutex::new(
+                Histogram::new(QUANTILE_DIGITS).expect("2 is a valid precision"),
+            ),
+        }
+    }
+
+    /// Milliseconds from a close's arrival to its commit, at quantile `q` (0..1).
+    pub fn close_to_queryable_ms(&self, q: f64) -> u64 {
+        let histogram = self
+            .close_to_queryable_ms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        histogram.value_at_quantile(q)
+    }
+
+    /// The close that a record announces; other records need nothing of the enricher.
+    fn close(&self, record: &Record) -> Option<Close> {
+        let event = CallbackEvent::parse(&record.value)
+            .ok()
+            .filter(CallbackEvent::is_close)?;
+        let closed_at = event.timestamp.as_deref().and_then(micros);
+        Some(Close {
+            conversation_id: event.conversation_id.into_owned(),
+            account_id: event.account_id.map(std::borrow::Cow::into_owned),
+            closed_at: closed_at.and_then(|at| jiff::Timestamp::from_microsecond(at).ok()),
+            received_at: received_at(record, self.clock),
+            partition: record.partition,
+            offset: record.offset,
+        })
+    }
+
+    async fn fetch(&self, close: Close) -> Outcome<Ready> {
+        let turn = {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(pending.entry(close.conversation_id.clone()).or_default())
+        };
+        let mut fetched_whole = turn.lock().await;
+        if *fetched_whole {
+            metrics::counter!(telemetry::CONVERSATIONS_SKIPPED).increment(1);
+            return Outcome::Nothing;
+        }
+        let waited = self
+            .clock
+            .now()
+            .duration_since(close.received_at)
+            .unsigned_abs();
+        tokio::time::sleep(self.settle.saturating_sub(waited)).await;
+        match self
+            .lake
+            .completeness(std::slice::from_ref(&close.conversation_id))
+            .await
+        {
+            Ok(known) if known.get(&close.conversation_id) == Some(&Completeness::Complete) => {
+                metrics::counter!(telemetry::CONVERSATIONS_SKIPPED).increment(1);
+                return Outcome::Nothing;
+            }
+            Ok(_) => {}
+            Err(error) => return Outcome::Stop(format!("the lake cannot be read: {error}")),
+        }
+        let outcome = self.enrich(&close).await;
+        if let Outcome::Row(ready) = &outcome {
+            *fetched_whole = ready.enriched.conversation.completeness == Completeness::Complete;
+        }
+        outcome
+    }
+
+    async fn enrich(&self, close: &Close) -> Outcome<Ready> {
+        let started = tokio::time::Instant::now();
+        loop {
+            match self.enricher.enrich(close).await {
+                Ok(enriched) => {
+                    self.api_up.up();
+                    let completeness = enriched.conversation.completeness.as_str();
+                    metrics::counter!(telemetry::CONVERSATIONS_ENRICHED, "completeness" => completeness)
+                        .increment(1);
+                    metrics::histogram!(telemetry::ENRICH_SECONDS).record(started.elapsed());
+                    return Outcome::Row(Ready {
+                        enriched,
+                        received_at: close.received_at,
+                    });
+                }
+                Err(EnrichError::Later(error)) => {
+                    self.api_up.down(error.to_string());
+                    tokio::time::sleep(OUTAGE_PAUSE).await;
+                }
+                Err(EnrichError::Stop(error)) => return Outcome::Stop(error.to_string()),
+                Err(EnrichError::Dead {
+                    reason,
+                    attempts,
+                    response,
+                    ..
+                }) => {
+                    return Outcome::Dead(Dead {
+                        reason,
+                        attempts,
+                        response,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Writes a batch: drops what the lake has at least as whole, replaces what is poorer.
+    async fn write(
+        &self,
+        rows: Vec<Ready>,
+        positions: Vec<(String, i64)>,
+    ) -> Result<Vec<Ready>, LakeError> {
+        let mut batch = richest(rows);
+        let mut races = 0;
+        loop {
+            let ids: Vec<String> = batch.keys().cloned().collect();
+            let seen = Seen {
+                communications: self.lake.table(TableName::Communications).version(),
+                conversations: self.lake.table(TableName::Conversations).version(),
+            };
+            let known = self.lake.completeness(&ids).await?;
+            batch.retain(|id, ready| {
+                known
+                    .get(id)
+                    .is_none_or(|have| *have < ready.enriched.conversation.completeness)
+            });
+            match self.commit_both(&batch, known, &positions, seen).await {
+                Ok(()) => return Ok(batch.into_values().collect()),
+                Err(LakeError::Raced { .. }) if races < RACES_PER_BATCH => races += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn commit_both(
+        &self,
+        batch: &BTreeMap<String, Ready>,
+        known: HashMap<String, Completeness>,
+        positions: &[(String, i64)],
+        seen: Seen,
+    ) -> Result<(), LakeError> {
+        let communications = batch
+            .values()
+            .flat_map(|ready| &ready.enriched.communications);
+        let commit = Commit {
+            rows: vec![table::communications_batch(communications)],
+            replace: batch.keys().cloned().collect(),
+            // After a crash between the two commits this table is ahead; its position never goes back.
+            positions: moved(&self.communications_at, positions)
+                .into_iter()
+                .filter(|position: &Position| position.from.is_none_or(|from| from < position.to))
+                .collect(),
+            seen: Some(seen.communications),
+        };
+        self.lake
+            .table(TableName::Communications)
+            .commit(&commit)
+            .await?;
+        remember(&self.communications_at, positions.to_vec());
+
+        let conversations = batch.values().map(|ready| &ready.enriched.conversation);
+        let replace: BTreeSet<String> = known
+            .into_keys()
+            .filter(|id| batch.contains_key(id))
+            .collect();
+        let commit = Commit {
+            rows: vec![table::conversations_batch(conversations)],
+            replace,
+            positions: moved(&self.conversations_at, positions),
+            seen: Some(seen.conversations),
+        };
+        self.lake
+            .table(TableName::Conversations)
+            .commit(&commit)
+            .await?;
+        remember(&self.conversations_at, positions.to_vec());
+        Ok(())
+    }
+}
+
+impl EnricherWork {
+    fn measure(&self, written: &[Ready]) {
+        let now = self.clock.now();
+        let mut histogram = self
+            .close_to_queryable_ms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for ready in written {
+            let took = now.duration_since(ready.received_at).unsigned_abs();
+            metrics::histogram!(telemetry::CLOSE_TO_QUERYABLE_SECONDS).record(took);
+            // It grows as needed; an hour-long wait is a value as any other.
+            let _ = histogram.record(took.as_millis().try_into().unwrap_or(u64::MAX));
+        }
+    }
+}
+
+/// Versions of the two tables from before a batch was looked up.
+#[derive(Clone, Copy)]
+struct Seen {
+    communications: u64,
+    conversations: u64,
+}
+
+/// One version of each conversation, the most complete, the latest among equals.
+fn richest(rows: Vec<Ready>) -> BTreeMap<String, Ready> {
+    let mut batch: BTreeMap<String, Ready> = BTreeMap::new();
+    for ready in rows {
+        let conversation = &ready.enriched.conversation;
+        let poorer = batch
+            .get(&conversation.conversation_id)
+            .is_some_and(|have| {
+                have.enriched.conversation.completeness > conversation.completeness
+            });
+        if !poorer {
+            batch.insert(conversation.conversation_id.clone(), ready);
+        }
+    }
+    batch
+}
+
+impl Work for EnricherWork {
+    type Row = Ready;
+
+    fn stage(&self) -> &'static str {
+        "enrich"
+    }
+
+    async fn assign(&self, apps: Vec<String>) -> Result<Vec<Option<i64>>, LakeError> {
+        let communications = self
+            .lake
+            .table(TableName::Communications)
+            .positions(&apps)
+            .await?;
+        let conversations = self
+            .lake
+            .table(TableName::Conversations)
+            .positions(&apps)
+            .await?;
+        let store = |known: &Mutex<HashMap<_, _>>, at: Vec<Option<i64>>| {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.extend(apps.iter().cloned().zip(at));
+        };
+        store(&self.communications_at, communications);
+        store(&self.conversations_at, conversations.clone());
+        Ok(conversations)
+    }
+
+    fn forget(&self) {
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
+    fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<Ready>> {
+        async move {
+            match self.close(&record) {
+                Some(close) => self.fetch(close).await,
+                None => Outcome::Nothing,
+            }
+        }
+        .boxed()
+    }
+
+    fn weight(row: &Ready) -> usize {
+        row.enriched.bytes()
+    }
+
+    fn commit(
+        self: Arc<Self>,
+        rows: Vec<Ready>,
+        positions: Vec<(String, i64)>,
+    ) -> BoxFuture<'static, Result<(), LakeError>> {
+        async move {
+            let ids: Vec<String> = rows
+                .iter()
+                .map(|ready| ready.enriched.conversation.conversation_id.clone())
+                .collect();
+            let written = self.write(rows, positions).await?;
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            for id in &ids {
+                pending.remove(id);
+            }
+            drop(pending);
+            self.measure(&written);
+            Ok(())
+        }
+        .boxed()
+    }
+}

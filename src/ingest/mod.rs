@@ -1,0 +1,657 @@
+//! The consumer's control flow: assign, order, bound, flush, commit, revoke, stop. Written once.
+//!
+//! Owns when something happens; what a batch *becomes* is its parameter, a [`Work`]: [`archive::Archive`]
+//! keeps every callback as a row of `events`, [`enricher::EnricherWork`] fetches closed conversations. They
+//! run as two consumer groups, so that an outage of the API never holds back the raw record.
+//!
+//! Guarantees:
+//! - A position passes a record only when its row, or its dead letter, is durable: records complete in any
+//!   order and leave in theirs ([`partition`]).
+//! - The lake's position is the truth; the group's offset is a hint for other tools.
+//! - A revoked partition's work is discarded before the revoke is acknowledged; what comes back late
+//!   belongs to a generation that is gone.
+//! - Bounded: records by bytes in flight (`topic` pauses partitions), work at once by
+//!   [`Settings::concurrency`], finished rows by [`Settings::flush_bytes`].
+//!
+//! Fails with [`IngestError`]: nothing is skipped to go on. A refused commit means another owner; the group
+//! is joined anew, [`REFUSALS_IN_A_ROW`] times at most.
+
+pub mod archive;
+pub mod enricher;
+pub mod partition;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::time::Instant;
+
+use crate::api::ResponseStart;
+use crate::lake::LakeError;
+use crate::lifecycle::Stop;
+use crate::telemetry;
+use crate::topic::{self, Consumer, DeadLetter, Event, Publisher, Record, Topics};
+use partition::{Partition, Slot};
+
+/// Commits refused one after the other before the process gives up: two processes fighting over one lake
+/// must be seen, not hidden.
+pub const REFUSALS_IN_A_ROW: u32 = 5;
+
+/// Longest time that work in progress is waited for after the stop; then it is left to the next owner.
+const DRAIN_WORK: Duration = Duration::from_secs(4);
+
+/// A position that moved without rows is committed this often, so that it never falls behind the topic's
+/// retention.
+const IDLE_COMMIT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Pause between tries to publish a dead letter; the record's offset is held meanwhile.
+const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(1);
+
+/// How one group consumes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Kafka's group id.
+    pub group: String,
+    /// Cluster id, part of every position's name.
+    pub cluster: String,
+    /// Topics.
+    pub topics: Topics,
+    /// Longest time a row waits for its commit.
+    pub flush_interval: Duration,
+    /// Rows that make a batch.
+    pub flush_rows: usize,
+    /// Bytes of rows that make a batch; twice this may wait or be written.
+    pub flush_bytes: usize,
+    /// Bytes of records read and not yet durable.
+    pub max_in_flight_bytes: u32,
+    /// Records worked on at once.
+    pub concurrency: usize,
+}
+
+impl Settings {
+    /// The name of a partition's position in the Delta log: a recreated cluster starts anew.
+    fn app(&self, partition: i32) -> String {
+        format!(
+            "convolake/{}/{}/{}/{partition}",
+            self.group, self.cluster, self.topics.events
+        )
+    }
+}
+
+/// What a record becomes, and how a batch is made durable.
+pub trait Work: Send + Sync + 'static {
+    /// What one record becomes.
+    type Row: Send + 'static;
+
+    /// The stage's name, for dead letters and metrics.
+    fn stage(&self) -> &'static str;
+
+    /// Reads the lake's positions for partitions that were just assigned.
+    fn assign(
+        &self,
+        apps: Vec<String>,
+    ) -> impl Future<Output = Result<Vec<Option<i64>>, LakeError>> + Send;
+
+    /// Forgets everything about records that are not durable yet.
+    fn forget(&self);
+
+    /// Works on one record. May take long; never fails silently.
+    fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<Self::Row>>;
+
+    /// Bytes that a row holds in memory, about.
+    fn weight(row: &Self::Row) -> usize;
+
+    /// Makes rows and positions (name, next offset) durable together.
+    fn commit(
+        self: Arc<Self>,
+        rows: Vec<Self::Row>,
+        positions: Vec<(String, i64)>,
+    ) -> BoxFuture<'static, Result<(), LakeError>>;
+}
+
+/// What came of one record.
+#[derive(Debug)]
+pub enum Outcome<Row> {
+    /// A row to commit.
+    Row(Row),
+    /// Nothing to keep: the position may pass.
+    Nothing,
+    /// It can never become a row: a dead letter, then the position may pass.
+    Dead(Dead),
+    /// The process cannot go on (credentials refused): nothing is passed.
+    Stop(String),
+}
+
+/// Why a record is set aside.
+#[derive(Debug)]
+pub struct Dead {
+    /// A stable word.
+    pub reason: &'static str,
+    /// Tries it got.
+    pub attempts: u32,
+    /// The start of the API's answer.
+    pub response: Option<ResponseStart>,
+}
+
+/// Why consuming ended.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// Kafka said something that cannot be waited out.
+    #[error("{group}: Kafka")]
+    Topic {
+        /// The group.
+        group: String,
+        /// What it said.
+        #[source]
+        source: topic::Error,
+    },
+    /// The lake could not be read or written.
+    #[error("{group}: lake")]
+    Lake {
+        /// The group.
+        group: String,
+        /// What happened.
+        #[source]
+        source: LakeError,
+    },
+    /// Commits refused again and again.
+    #[error(
+        "{group}: {count} commits in a row were refused, because another process owns the positions; stop the other one, or give this one its own --group"
+    )]
+    Fenced {
+        /// The group.
+        group: String,
+        /// How many.
+        count: u32,
+    },
+    /// The API refused our credentials, or similar.
+    #[error("{group}: {reason}")]
+    Stopped {
+        /// The group.
+        group: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+/// How far a group is, shared with whoever watches (metrics, `dev`).
+#[derive(Debug, Default)]
+pub struct Progress {
+    read: AtomicU64,
+    passed: AtomicU64,
+}
+
+impl Progress {
+    /// Records read.
+    pub fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// Records whose row or dead letter is durable, or that need none.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+}
+
+/// Consumes until `stop`; joins the group anew after a refused commit.
+///
+/// # Errors
+/// [`IngestError`], as the file's header says.
+pub async fn run<W: Work>(
+    work: Arc<W>,
+    kafka: &topic::Settings,
+    publisher: Publisher,
+    settings: Settings,
+    progress: Arc<Progress>,
+    ready: telemetry::Dependency,
+    stop: Stop,
+) -> Result<(), IngestError> {
+    let mut refusals = 0;
+    loop {
+        let group = settings.group.clone();
+        let topic_error = |source| IngestError::Topic {
+            group: group.clone(),
+            source,
+        };
+        let consumer = Consumer::subscribe(
+            kafka,
+            &settings.group,
+            &settings.topics.events,
+            settings.max_in_flight_bytes,
+        )
+        .map_err(topic_error)?;
+        let mut group_loop = Loop::new(&work, consumer, &publisher, &settings, &progress, &ready);
+        let ended = group_loop.run(&stop).await;
+        let committed_before = group_loop.commits > 0;
+        let closed = group_loop.consumer.close(CLOSE_DEADLINE).await;
+        work.forget();
+        match ended? {
+            Ended::Stopped => return closed.map_err(topic_error),
+            Ended::Refused => {
+                refusals = if committed_before { 1 } else { refusals + 1 };
+                if refusals > REFUSALS_IN_A_ROW {
+                    return Err(IngestError::Fenced {
+                        group,
+                        count: refusals - 1,
+                    });
+                }
+                tracing::warn!(
+                    group,
+                    refusals,
+                    "a commit was refused: another process owns these positions; joining the group anew"
+                );
+            }
+        }
+    }
+}
+
+/// Longest time that leaving the group may take.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+
+enum Ended {
+    Stopped,
+    Refused,
+}
+
+/// A finished piece of work: which slot it belongs to, and what came of it.
+struct Finished<Row> {
+    partition: i32,
+    generation: u64,
+    offset: i64,
+    outcome: Outcome<Row>,
+}
+
+/// One commit on its way.
+struct Flush {
+    done: BoxFuture<'static, Result<(), LakeError>>,
+    /// Partition, generation, next offset, records covered.
+    covers: Vec<(i32, u64, i64, u64)>,
+    weight: usize,
+}
+
+struct Loop<'a, W: Work> {
+    work: &'a Arc<W>,
+    consumer: Consumer,
+    publisher: &'a Publisher,
+    settings: &'a Settings,
+    progress: &'a Progress,
+    ready: &'a telemetry::Dependency,
+    partitions: BTreeMap<i32, Partition<W::Row>>,
+    /// Read, not started: bounded by the bytes in flight that `topic` grants.
+    waiting: VecDeque<Record>,
+    working: FuturesUnordered<BoxFuture<'static, Finished<W::Row>>>,
+    flush: Option<Flush>,
+    next_generation: u64,
+    /// Weight of finished rows that are not being written.
+    finished_weight: usize,
+    flush_at: Option<Instant>,
+    last_commit: Instant,
+    commits: u64,
+}
+
+impl<'a, W: Work> Loop<'a, W> {
+    fn new(
+        work: &'a Arc<W>,
+        consumer: Consumer,
+        publisher: &'a Publisher,
+        settings: &'a Settings,
+        progress: &'a Progress,
+        ready: &'a telemetry::Dependency,
+    ) -> Self {
+        Loop {
+            work,
+            consumer,
+            publisher,
+            settings,
+            progress,
+            ready,
+            partitions: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            working: FuturesUnordered::new(),
+            flush: None,
+            next_generation: 0,
+            finished_weight: 0,
+            flush_at: None,
+            last_commit: Instant::now(),
+            commits: 0,
+        }
+    }
+
+    async fn run(&mut self, stop: &Stop) -> Result<Ended, IngestError> {
+        let idle_tick = IDLE_COMMIT_INTERVAL;
+        loop {
+            self.start_waiting();
+            let wake_at = self
+                .flush_at
+                .unwrap_or_else(|| self.last_commit + idle_tick);
+            // In this order: a stop is seen at once; a commit's end frees memory before more is taken in.
+            tokio::select! {
+                biased;
+                () = stop.requested() => return self.drain().await,
+                result = finish(&mut self.flush) => {
+                    if let Some(ended) = self.flushed(result)? { return Ok(ended) }
+                }
+                Some(finished) = self.working.next() => self.settle(finished)?,
+                () = tokio::time::sleep_until(wake_at), if self.flush.is_none() => self.start_flush(),
+                event = self.consumer.next() => {
+                    if let Some(ended) = self.handle(event).await? { return Ok(ended) }
+                }
+            }
+            if self.flush.is_none() && self.batch_is_full() {
+                self.start_flush();
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<Option<Ended>, IngestError> {
+        match event {
+            Event::Record(record) => {
+                if let Some(partition) = self.partitions.get_mut(&record.partition) {
+                    self.progress.read.fetch_add(1, Ordering::Relaxed);
+                    partition.push(Slot::new(record.offset));
+                    self.waiting.push_back(record);
+                }
+            }
+            Event::Assigned { partitions, reply } => {
+                let apps: Vec<String> = partitions.iter().map(|p| self.settings.app(*p)).collect();
+                let positions = self
+                    .work
+                    .assign(apps.clone())
+                    .await
+                    .map_err(|e| self.lake_error(e))?;
+                let starts: Vec<(i32, Option<i64>)> =
+                    partitions.iter().copied().zip(positions).collect();
+                for ((partition, start), app) in starts.iter().zip(apps) {
+                    self.next_generation += 1;
+                    self.partitions.insert(
+                        *partition,
+                        Partition::new(app, self.next_generation, *start),
+                    );
+                }
+                tracing::info!(
+                    group = self.settings.group,
+                    partitions = starts.len(),
+                    "assigned: reading on from the lake's positions"
+                );
+                reply.start_at(starts);
+                self.ready.up();
+            }
+            Event::Revoked {
+                partitions,
+                lost,
+                reply,
+            } => {
+                // What was lost may have another owner already, who reads it again.
+                if !lost && let Some(ended) = self.flush_everything_finished().await? {
+                    return Ok(Some(ended));
+                }
+                self.revoke(&partitions, reply);
+            }
+            Event::Unreachable(reason) => self.ready.down(reason),
+            Event::Failed(source) => {
+                return Err(IngestError::Topic {
+                    group: self.settings.group.clone(),
+                    source,
+                });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Forgets all work of the leaving partitions, then lets them go.
+    fn revoke(&mut self, partitions: &[i32], reply: topic::RevokeReply) {
+        for partition in partitions {
+            if let Some(gone) = self.partitions.remove(partition) {
+                self.finished_weight -= gone.finished_weight(W::weight);
+            }
+        }
+        self.waiting
+            .retain(|record| !partitions.contains(&record.partition));
+        self.work.forget();
+        tracing::info!(
+            group = self.settings.group,
+            partitions = partitions.len(),
+            "revoked: unfinished work discarded"
+        );
+        reply.done();
+    }
+
+    /// Starts work while there is room for its result.
+    fn start_waiting(&mut self) {
+        let writing = self.flush.as_ref().map_or(0, |flush| flush.weight);
+        while self.working.len() < self.settings.concurrency
+            && self.finished_weight + writing < 2 * self.settings.flush_bytes
+        {
+            let Some(record) = self.waiting.pop_front().map(Arc::new) else {
+                break;
+            };
+            let Some(partition) = self.partitions.get_mut(&record.partition) else {
+                continue;
+            };
+            partition.hold(Arc::clone(&record));
+            let (number, generation, offset) =
+                (record.partition, partition.generation(), record.offset);
+            let work = Arc::clone(self.work);
+            let publisher = self.publisher.clone();
+            let topics = self.settings.topics.clone();
+            self.working.push(Box::pin(async move {
+                let stage = work.stage();
+                let mut outcome = work.process(Arc::clone(&record)).await;
+                if let Outcome::Dead(dead) = outcome {
+                    set_aside(&publisher, &topics, &record, &dead, stage).await;
+                    outcome = Outcome::Nothing;
+                }
+                Finished {
+                    partition: number,
+                    generation,
+                    offset,
+                    outcome,
+                }
+            }));
+        }
+    }
+
+    /// Puts a result into its slot; a result of a generation that is gone is dropped.
+    fn settle(&mut self, finished: Finished<W::Row>) -> Result<(), IngestError> {
+        let partition = self
+            .partitions
+            .get_mut(&finished.partition)
+            .filter(|partition| partition.generation() == finished.generation);
+        let Some(partition) = partition else {
+            return Ok(());
+        };
+        let row = match finished.outcome {
+            Outcome::Row(row) => Some(row),
+            Outcome::Nothing | Outcome::Dead(_) => None,
+            Outcome::Stop(reason) => {
+                return Err(IngestError::Stopped {
+                    group: self.settings.group.clone(),
+                    reason,
+                });
+            }
+        };
+        if let Some(row) = &row {
+            self.finished_weight += W::weight(row);
+            self.flush_at
+                .get_or_insert_with(|| Instant::now() + self.settings.flush_interval);
+        }
+        let passed = partition.finish(finished.offset, row);
+        self.progress.passed.fetch_add(passed, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn batch_is_full(&self) -> bool {
+        let rows: usize = self.partitions.values().map(Partition::ready_rows).sum();
+        let held: usize = self
+            .partitions
+            .values()
+            .map(Partition::ready_held_bytes)
+            .sum();
+        rows >= self.settings.flush_rows
+            || (rows > 0
+                && (self.finished_weight >= self.settings.flush_bytes
+                    || held >= self.settings.max_in_flight_bytes as usize / 2))
+    }
+
+    /// Takes what is finished in order and starts its commit. Positions without rows wait for the idle
+    /// interval.
+    fn start_flush(&mut self) {
+        self.flush_at = None;
+        let mut rows = Vec::new();
+        let mut positions = Vec::new();
+        let mut covers = Vec::new();
+        let idle_is_over = self.last_commit.elapsed() >= IDLE_COMMIT_INTERVAL;
+        if !idle_is_over
+            && self
+                .partitions
+                .values()
+                .all(|partition| partition.ready_rows() == 0)
+        {
+            self.rearm();
+            return;
+        }
+        for (number, partition) in &mut self.partitions {
+            if let Some(taken) = partition.take_ready() {
+                positions.push((partition.app().to_owned(), taken.next_offset));
+                covers.push((
+                    *number,
+                    partition.generation(),
+                    taken.next_offset,
+                    taken.records,
+                ));
+                rows.extend(taken.rows);
+            }
+        }
+        self.last_commit = Instant::now();
+        if positions.is_empty() {
+            return;
+        }
+        let weight = rows.iter().map(W::weight).sum();
+        self.finished_weight -= weight;
+        self.rearm();
+        let done = Arc::clone(self.work).commit(rows, positions);
+        self.flush = Some(Flush {
+            done,
+            covers,
+            weight,
+        });
+    }
+
+    /// Finished rows that still wait behind an unfinished record keep a deadline.
+    fn rearm(&mut self) {
+        if self.finished_weight > 0 {
+            self.flush_at = Some(Instant::now() + self.settings.flush_interval);
+        }
+    }
+
+    fn flushed(&mut self, result: Result<(), LakeError>) -> Result<Option<Ended>, IngestError> {
+        let flush = self.flush.take().expect("only a flush in progress ends");
+        match result {
+            Ok(()) => {}
+            Err(LakeError::Refused { .. }) => return Ok(Some(Ended::Refused)),
+            Err(other) => return Err(self.lake_error(other)),
+        }
+        self.commits += 1;
+        let mut hints = Vec::with_capacity(flush.covers.len());
+        for (number, generation, next_offset, records) in flush.covers {
+            let partition = self.partitions.get_mut(&number);
+            if let Some(partition) = partition.filter(|p| p.generation() == generation) {
+                partition.committed(next_offset);
+                self.progress.passed.fetch_add(records, Ordering::Relaxed);
+                hints.push((number, next_offset));
+            }
+        }
+        self.consumer.commit_hint(&hints);
+        Ok(None)
+    }
+
+    async fn flush_everything_finished(&mut self) -> Result<Option<Ended>, IngestError> {
+        for start in [false, true] {
+            if start
+                && self
+                    .partitions
+                    .values()
+                    .any(|partition| partition.ready_rows() > 0)
+            {
+                self.start_flush();
+            }
+            if self.flush.is_some() {
+                let result = finish(&mut self.flush).await;
+                if let Some(ended) = self.flushed(result)? {
+                    return Ok(Some(ended));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The stop: nothing new is started, work in progress may end, what is finished is committed.
+    async fn drain(&mut self) -> Result<Ended, IngestError> {
+        self.waiting.clear();
+        let deadline = Instant::now() + DRAIN_WORK;
+        while !self.working.is_empty() {
+            match tokio::time::timeout_at(deadline, self.working.next()).await {
+                Ok(Some(finished)) => self.settle(finished)?,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let left = self.working.len();
+        if left > 0 {
+            tracing::info!(
+                group = self.settings.group,
+                left,
+                "stopping before these were fetched; they are read again at the next start"
+            );
+        }
+        Ok(self
+            .flush_everything_finished()
+            .await?
+            .unwrap_or(Ended::Stopped))
+    }
+
+    fn lake_error(&self, source: LakeError) -> IngestError {
+        IngestError::Lake {
+            group: self.settings.group.clone(),
+            source,
+        }
+    }
+}
+
+/// Ends when the flush ends; never, where there is none.
+async fn finish(flush: &mut Option<Flush>) -> Result<(), LakeError> {
+    match flush {
+        Some(flush) => (&mut flush.done).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Publishes the dead letter, however long it takes: an undeliverable one holds its record's offset.
+async fn set_aside(
+    publisher: &Publisher,
+    topics: &Topics,
+    record: &Record,
+    dead: &Dead,
+    stage: &'static str,
+) {
+    let letter = DeadLetter {
+        reason: dead.reason,
+        stage,
+        attempts: dead.attempts,
+        response: dead.response.as_deref(),
+    };
+    tracing::error!(
+        stage,
+        reason = dead.reason,
+        partition = record.partition,
+        offset = record.offset,
+        "record set aside as a dead letter"
+    );
+    while let Err(error) = publisher.dead_letter(topics, record, &letter).await {
+        tracing::warn!(stage, %error, "a dead letter could not be published; its offset is held");
+        tokio::time::sleep(DEAD_LETTER_PAUSE).await;
+    }
+}

@@ -1,0 +1,237 @@
+//! The edge: signed callbacks in over HTTP/1.1, records in Kafka out, 204 when Kafka has them.
+//!
+//! Owns the callback listener and the life of its connections: how many, how long, how they end. What a
+//! request is answered is `request`'s, where one ends on the wire is `gate`'s and `head`'s, what
+//! is published is `publish`'s. Refuses TLS (a proxy's work) and HTTP/2.
+//!
+//! Guarantees: no connection lives on without progress (a head within [`HEAD_TIME_LIMIT`], a body within
+//! [`BODY_TIME_LIMIT`], an idle one as long as a head); at most [`Settings::max_connections`] at once,
+//! further clients wait in the kernel's queue. A stop ends idle connections at once, answers what is in
+//! flight with `Connection: close`, and returns when all are done.
+//!
+//! Fails when the listener cannot accept any more, or when a connection's task panicked (the others are
+//! served on; the process ends with an error when it stops).
+
+mod gate;
+mod head;
+mod publish;
+mod request;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinSet};
+
+use self::gate::Gate;
+use self::request::Edge;
+use crate::lifecycle::{Clock, DRAIN_DEADLINE, Stop};
+use crate::signature::Verifier;
+use crate::telemetry;
+use crate::topic::{Publisher, Topics};
+
+pub use self::request::{BODY_TIME_LIMIT, MAX_BODY_BYTES, PUBLISH_TIMEOUT};
+
+/// Connections served at once, unless configured otherwise. Each holds under 32 kB while it waits.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 4_096;
+
+/// Time for a request's head to arrive; an idle connection is closed after as long.
+pub const HEAD_TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// Longest drain of connections, leaving the rest of [`DRAIN_DEADLINE`] to flush the publisher. A
+/// request in flight needs at most [`BODY_TIME_LIMIT`] and [`PUBLISH_TIMEOUT`].
+pub const DRAIN_LIMIT: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_secs(2));
+
+/// Pause after an accept failed for want of something (file descriptors), and how many in a row are
+/// taken for a passing want.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const MAX_ACCEPT_FAILURES: u32 = 600;
+
+/// What the edge needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The public URL, whose path is the route, and the keys.
+    pub verifier: Verifier,
+    /// Where records go.
+    pub topics: Topics,
+    /// Connections at once, see [`DEFAULT_MAX_CONNECTIONS`].
+    pub max_connections: usize,
+}
+
+/// Why the edge ended otherwise than by a stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The listener is of no use any more.
+    #[error(
+        "the callback listener failed {failures} times in a row; raise the limit of open files or restart"
+    )]
+    Accept {
+        /// In a row.
+        failures: u32,
+        /// The last one.
+        #[source]
+        source: io::Error,
+    },
+    /// A defect: reported with its place on standard error when it happened.
+    #[error("{connections} callback connections ended in a panic, unanswered; report the defect")]
+    Panicked {
+        /// How many.
+        connections: u64,
+    },
+}
+
+/// Serves callbacks on `listener` until `stop`, then finishes what is in flight.
+///
+/// When this returns no publish is waited for any more: the caller closes the publisher next.
+///
+/// # Errors
+/// See [`Error`]; in both cases every answer that was given holds.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    publisher: Publisher,
+    clock: Clock,
+    stop: Stop,
+) -> Result<(), Error> {
+    let slots = Arc::new(Semaphore::new(settings.max_connections));
+    let edge = Arc::new(Edge::new(
+        settings.verifier,
+        settings.topics,
+        publisher,
+        clock,
+    ));
+    let mut connections = Connections::default();
+    let accepting = accept_all(&listener, &slots, &edge, &stop, &mut connections).await;
+    drop(listener);
+    connections.drain().await;
+    accepting?;
+    match connections.panics {
+        0 => Ok(()),
+        connections => Err(Error::Panicked { connections }),
+    }
+}
+
+async fn accept_all(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+    edge: &Arc<Edge>,
+    stop: &Stop,
+    connections: &mut Connections,
+) -> Result<(), Error> {
+    let mut failures = 0;
+    loop {
+        let accept = async {
+            let slot = slots.clone().acquire_owned().await;
+            let slot = slot.expect("the semaphore is never closed");
+            listener.accept().await.map(|(stream, _)| (stream, slot))
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = stop.requested() => return Ok(()),
+            Some(ended) = connections.tasks.join_next() => {
+                connections.ended(ended);
+                continue;
+            }
+            accepted = accept => accepted,
+        };
+        match accepted {
+            Ok((stream, slot)) => {
+                failures = 0;
+                let life = connection(stream, slot, edge.clone(), stop.child());
+                connections.tasks.spawn(life);
+            }
+            // The client's doing, not the listener's.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(source) => {
+                failures += 1;
+                if failures == 1 {
+                    tracing::error!(error = %source, "cannot accept callback connections; trying on");
+                }
+                if failures == MAX_ACCEPT_FAILURES {
+                    return Err(Error::Accept { failures, source });
+                }
+                stop.race(tokio::time::sleep(ACCEPT_PAUSE)).await;
+            }
+        }
+    }
+}
+
+/// One connection until it closes: by the client, by an answer, by a time limit, or by the stop.
+async fn connection(stream: TcpStream, slot: OwnedSemaphorePermit, edge: Arc<Edge>, stop: Stop) {
+    let _slot = slot;
+    let _open = OpenConnection::count();
+    // An interim 100 must not wait for the answer. Failing, it only waits longer.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| edge.clone().respond(request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_LIMIT)
+        // A client that has sent its all may still want its answer. It also spares a read a request.
+        .half_close(true)
+        .serve_connection(Gate::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.requested() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients that go away are their own concern; what they were owed is counted with its answer.
+        tracing::debug!(%error, "a callback connection broke off");
+    }
+}
+
+/// The tasks of open connections.
+#[derive(Debug, Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    panics: u64,
+}
+
+impl Connections {
+    fn ended(&mut self, ended: Result<(), JoinError>) {
+        if ended.is_err_and(|error| error.is_panic()) {
+            self.panics += 1;
+            tracing::error!("a callback connection ended in a panic; its client got no answer");
+        }
+    }
+
+    async fn drain(&mut self) {
+        let all = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                self.ended(ended);
+            }
+        };
+        if tokio::time::timeout(DRAIN_LIMIT, all).await.is_err() {
+            tracing::warn!(
+                connections = self.tasks.len(),
+                limit_s = DRAIN_LIMIT.as_secs(),
+                "clients did not take their answers in time; closing their connections"
+            );
+            self.tasks.shutdown().await;
+        }
+    }
+}
+
+/// Counts an open connection for as long as it lives.
+struct OpenConnection;
+
+impl OpenConnection {
+    fn count() -> Self {
+        metrics::gauge!(telemetry::CALLBACK_CONNECTIONS).increment(1);
+        OpenConnection
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::CALLBACK_CONNECTIONS).decrement(1);
+    }
+}

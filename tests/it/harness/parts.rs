@@ -1,0 +1,280 @@
+//! The real parts: a foreign Python, Twilio's SDK, and Apache Kafka as a process of the test.
+//!
+//! Each is fetched by its script in `tests/parts/`. Where that fails, `None` after printing why, or a
+//! panic with `CI=true`: a part that silently stayed away would leave its claims untested for ever.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Headers as _, Message as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tempfile::TempDir;
+
+use super::process::{Process, arg, run};
+use super::{folder, free_port, until};
+
+/// Longest start of a broker; 6 s on an idle machine of two cores.
+const BROKER_LIMIT: Duration = Duration::from_secs(90);
+/// Longest answer of a broker that is up.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Longest silence while reading a topic to its end.
+const READ_LIMIT: Duration = Duration::from_secs(30);
+
+/// The interpreter of a Python with DuckDB, delta-rs, pyarrow, jsonschema and Twilio's SDK.
+pub(crate) fn python() -> Option<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    part("python", &FOUND)
+}
+
+/// The `node_modules` folder with Twilio's SDK, for NODE_PATH.
+pub(crate) fn node_modules() -> Option<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    part("node", &FOUND)
+}
+
+fn kafka_jars() -> Option<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    part("kafka", &FOUND)
+}
+
+fn part(name: &str, found: &'static OnceLock<Result<PathBuf, String>>) -> Option<&'static Path> {
+    let fetch = || {
+        let script = parts_folder().join(format!("{name}.sh"));
+        run(name, Command::new("bash").arg(script)).map(|line| PathBuf::from(line.trim_end()))
+    };
+    match found.get_or_init(fetch) {
+        Ok(path) => Some(path),
+        Err(why) if in_ci() => panic!("a part is missing: {why}"),
+        Err(why) => {
+            eprintln!("NOT RUN, a part is missing: {why}");
+            None
+        }
+    }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the ban is for the program; CI=true is how a test learns that nothing may be skipped"
+)]
+fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
+/// The folder of the scripts and of what they run.
+pub(crate) fn parts_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parts")
+}
+
+/// A running Apache Kafka: one node, controller and broker in one, data in a folder of its own.
+#[derive(Debug)]
+pub(crate) struct Kafka {
+    jars: &'static Path,
+    folder: TempDir,
+    address: String,
+    /// `None` between [`Kafka::kill9`] and [`Kafka::restart`].
+    broker: Option<Process>,
+}
+
+/// A record as any consumer sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: Option<String>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+impl Kafka {
+    /// Starts a broker with an empty data folder and waits until it answers.
+    pub(crate) async fn start() -> Option<Kafka> {
+        let jars = kafka_jars()?;
+        let folder = folder();
+        let (port, controller) = (free_port(), free_port());
+        let properties = properties(port, controller, &folder.path().join("data"));
+        let config = folder.path().join("server.properties");
+        std::fs::write(&config, properties).unwrap();
+        let mut format = java(jars);
+        format.args(["kafka.tools.StorageTool", "format", "--cluster-id"]);
+        format.args([&cluster_id(), "--config", arg(&config)]);
+        run("kafka storage format", &mut format).unwrap_or_else(|why| panic!("{why}"));
+        let mut kafka = Kafka {
+            jars,
+            folder,
+            address: format!("127.0.0.1:{port}"),
+            broker: None,
+        };
+        kafka.restart().await;
+        Some(kafka)
+    }
+
+    /// `HOST:PORT`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where the broker keeps its log.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Ends the broker without a word to its clients. The data stays.
+    pub(crate) fn kill9(&mut self) {
+        if let Some(mut broker) = self.broker.take() {
+            broker.kill9();
+        }
+    }
+
+    /// Starts it again on the same address and data, and waits until it answers.
+    pub(crate) async fn restart(&mut self) {
+        assert!(self.broker.is_none(), "the broker is running");
+        let config = self.folder.path().join("server.properties");
+        let mut command = java(self.jars);
+        command.args(["kafka.Kafka", arg(&config)]);
+        let mut broker = Process::spawn("kafka", &mut command);
+        let client: BaseConsumer = self.config().create().unwrap();
+        until("kafka: answers", BROKER_LIMIT, async || {
+            if let Some(status) = broker.exited() {
+                panic!("kafka: ended before it answered: {status}");
+            }
+            match client.fetch_metadata(None, ANSWER_LIMIT) {
+                Ok(metadata) if !metadata.brokers().is_empty() => Ok(()),
+                Ok(_) => Err("no broker in its metadata".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+        self.broker = Some(broker);
+    }
+
+    /// Every record of `topic`, from the first offset to the end as it is at the call, by partition.
+    pub(crate) fn records(&self, topic: &str) -> Vec<Record> {
+        let consumer: BaseConsumer = self.config().create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), ANSWER_LIMIT).unwrap();
+        let partitions = metadata.topics()[0].partitions().len();
+        let mut assignment = TopicPartitionList::new();
+        let mut left = 0;
+        for partition in (0..partitions).map(|p| i32::try_from(p).unwrap()) {
+            let (low, high) = consumer
+                .fetch_watermarks(topic, partition, ANSWER_LIMIT)
+                .unwrap();
+            left += high - low;
+            assignment
+                .add_partition_offset(topic, partition, Offset::Beginning)
+                .unwrap();
+        }
+        consumer.assign(&assignment).unwrap();
+        let mut records = Vec::new();
+        while left > 0 {
+            let message = consumer
+                .poll(READ_LIMIT)
+                .unwrap_or_else(|| panic!("{topic}: {left} records did not come"))
+                .unwrap();
+            records.push(Record::from(message));
+            left -= 1;
+        }
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.address)
+            .set("group.id", "convolake-it")
+            .set("enable.auto.commit", "false")
+            .set("reconnect.backoff.max.ms", "200");
+        config
+    }
+}
+
+impl From<rdkafka::message::BorrowedMessage<'_>> for Record {
+    fn from(message: rdkafka::message::BorrowedMessage<'_>) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let headers = message.headers().into_iter().flat_map(|all| all.iter());
+        Record {
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(text),
+            value: message.payload().unwrap_or_default().to_vec(),
+            headers: headers
+                .map(|header| {
+                    (
+                        header.key.to_owned(),
+                        text(header.value.unwrap_or_default()),
+                    )
+                })
+                .collect(),
+        }
+    }
+}
+
+fn java(jars: &Path) -> Command {
+    let logging = parts_folder().join("kafka/log4j2.properties");
+    let mut command = Command::new("java");
+    command
+        .args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+        .arg(format!("-Dlog4j2.configurationFile={}", arg(&logging)))
+        .args(["-cp", &format!("{}/*", arg(jars))]);
+    command
+}
+
+/// 16 random bytes in unpadded base64, as the broker wants it: a new cluster a start, so that positions
+/// of one are never taken for another's.
+fn cluster_id() -> String {
+    use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+    BASE64_URL_SAFE_NO_PAD.encode(uuid::Uuid::new_v4().as_bytes())
+}
+
+fn properties(port: u16, controller: u16, data: &Path) -> String {
+    format!(
+        "process.roles=broker,controller\n\
+         node.id=1\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         controller.listener.names=CONTROLLER\n\
+         controller.quorum.voters=1@127.0.0.1:{controller}\n\
+         inter.broker.listener.name=PLAINTEXT\n\
+         log.dirs={data}\n\
+         auto.create.topics.enable=false\n\
+         group.initial.rebalance.delay.ms=0\n\
+         offsets.topic.num.partitions=4\n\
+         offsets.topic.replication.factor=1\n\
+         transaction.state.log.num.partitions=1\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n\
+         share.coordinator.state.topic.replication.factor=1\n\
+         share.coordinator.state.topic.min.isr=1\n",
+        data = data.display()
+    )
+}
+
+/// A broker that is killed has kept what it acknowledged, and answers again at the same address.
+#[tokio::test]
+async fn a_broker_that_is_killed_comes_back_with_its_records() {
+    use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+    use rdkafka::producer::{FutureProducer, FutureRecord};
+
+    let Some(mut kafka) = Kafka::start().await else {
+        return;
+    };
+    let admin: AdminClient<_> = kafka.config().create().unwrap();
+    let topic = NewTopic::new("t", 3, TopicReplication::Fixed(1));
+    let created = admin.create_topics([&topic], &AdminOptions::new()).await;
+    assert_eq!(created.unwrap(), [Ok("t".to_owned())]);
+    let producer: FutureProducer = kafka.config().create().unwrap();
+    for n in 0..10 {
+        let (key, value) = (format!("k{n}"), format!("v{n}"));
+        let record = FutureRecord::to("t").key(&key).payload(&value);
+        producer.send(record, ANSWER_LIMIT).await.unwrap();
+    }
+    let before = kafka.records("t");
+    assert_eq!(before.len(), 10);
+    kafka.kill9();
+    assert!(kafka.data().join("t-0").is_dir());
+    kafka.restart().await;
+    assert_eq!(kafka.records("t"), before);
+}
