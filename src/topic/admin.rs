@@ -238,3 +238,40 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topic::EmbeddedCluster;
+    use crate::topic::testing::within;
+
+    const SOON: Duration = Duration::from_millis(1_500);
+
+    #[tokio::test]
+    async fn the_cluster_has_an_identity_which_settings_replace() {
+        let cluster = EmbeddedCluster::start(1, &["events"]).unwrap();
+        let mut settings = cluster.settings();
+        assert_eq!(
+            cluster_id(&settings, SOON).await.unwrap(),
+            cluster.cluster_id()
+        );
+        let another = EmbeddedCluster::start(1, &[]).unwrap();
+        assert_ne!(cluster.cluster_id(), another.cluster_id());
+        settings.cluster = None;
+        let told = within(cluster_id(&settings, SOON)).await.unwrap();
+        assert!(!told.is_empty());
+        cluster.go_down();
+        let error = within(cluster_id(&settings, SOON)).await.unwrap_err();
+        assert!(matches!(&error, Error::Unreachable { .. }), "{error}");
+        assert!(error.to_string().contains(cluster.brokers()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn topics_that_exist_are_left_alone() {
+        let topics = Topics::named("events");
+        let cluster = EmbeddedCluster::start(3, &topics.all()).unwrap();
+        within(create_topics(&cluster.settings(), &topics, 1, 1))
+            .await
+            .unwrap();
+    }
+}

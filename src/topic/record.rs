@@ -193,8 +193,11 @@ impl fmt::Debug for Record {
 #[derive(Clone, Default)]
 pub struct Headers {
     data: Bytes,
-    spans: Box<[(Range<usize>, Option<Range<usize>>)]>,
+    spans: Box<[Span]>,
 }
+
+/// Where a header's name and value are.
+type Span = (Range<usize>, Option<Range<usize>>);
 
 impl Headers {
     /// The value of the last header called `name`, as Kafka's own clients choose; a null value is none.
