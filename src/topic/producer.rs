@@ -9,10 +9,11 @@
 //! dropped. What was not acknowledged when [`Publisher::close`] ends is counted in its error.
 //!
 //! The lost answer: a record can be in the topic although its acknowledgement is an error; see
-//! [`PublishError::is_ambiguous`]. And a record that was acknowledged once can be there twice: when
-//! others timed out with a batch on its way, librdkafka takes a new epoch and sends again what is still
-//! in time, which the broker can no longer recognise. Seen with Apache Kafka 4.1 killed and then frozen:
-//! 245 of 4,783. Order holds, nothing is lost, readers tell repeats by `ce_id`.
+//! [`PublishError::is_ambiguous`]. And after an outage a record can be there twice, idempotence or not:
+//! seen with Apache Kafka 4.1 killed, restarted and then frozen (245 records at two offsets each, none
+//! acknowledged and missing). The likely cause, not proven: when records time out with a batch on its
+//! way, librdkafka takes a new epoch and sends again what is still in time, which the broker cannot
+//! recognise. Readers tell repeats by `ce_id`.
 
 use std::fmt;
 use std::future::Future;
