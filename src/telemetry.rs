@@ -59,7 +59,7 @@ metrics_table! {
     Counter CONVERSATIONS_ENRICHED = "convolake_conversations_enriched_total", "Conversations enriched, by completeness.";
     Counter CONVERSATIONS_SKIPPED = "convolake_conversations_skipped_total", "Closes not fetched because the lake has the conversation whole.";
     Histogram ENRICH_SECONDS = "convolake_enrich_seconds", "Time to fetch one conversation.";
-    Counter LAKE_COMMITS = "convolake_lake_commits_total", "Commits, by table and outcome (committed, already, refused, raced).";
+    Counter LAKE_COMMITS = "convolake_lake_commits_total", "Commits, by table and outcome (committed, already, refused, raced, failed).";
     Counter LAKE_CONFLICTS = "convolake_lake_conflicts_total", "Commit tries that met a newer version, by table.";
     Counter LAKE_ROWS = "convolake_lake_rows_total", "Rows committed, by table.";
     Counter LAKE_FILES = "convolake_lake_files_total", "Files committed, by table.";

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval};
 
 use super::partition::{Partition, Slot};
 use super::{Dead, IngestError, Outcome, Progress, Settings, Work};
 use crate::lake::LakeError;
 use crate::lifecycle::Stop;
 use crate::telemetry;
-use crate::topic::{self, Consumer, DeadLetter, Event, Publisher, Record, Topics};
+use crate::topic::{self, Consumer, DeadLetter, Event, Publisher, Record, Topics, Watermarks};
 
 /// Longest time that work in progress is waited for after the stop; then it is left to the next owner.
 const DRAIN_WORK: Duration = Duration::from_secs(4);
@@ -27,6 +27,9 @@ const DRAIN_WORK: Duration = Duration::from_secs(4);
 /// A position that moved without rows is committed this often, so that it never falls behind the topic's
 /// retention.
 const IDLE_COMMIT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// How often the ends of the partitions are asked for.
+const LAG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Pause between tries to publish a dead letter; the record's offset is held meanwhile.
 const DEAD_LETTER_PAUSE: Duration = Duration::from_secs(1);
@@ -73,6 +76,9 @@ pub(super) struct Loop<'a, W: Work> {
     finished_weight: usize,
     flush_at: Option<Instant>,
     last_commit: Instant,
+    /// The ends of the partitions, being asked for.
+    watermarks: Option<BoxFuture<'static, Result<Vec<Watermarks>, topic::Error>>>,
+    lag_ticks: Interval,
     /// Commits of this membership.
     pub(super) commits: u64,
 }
@@ -101,6 +107,8 @@ impl<'a, W: Work> Loop<'a, W> {
             finished_weight: 0,
             flush_at: None,
             last_commit: Instant::now(),
+            watermarks: None,
+            lag_ticks: tokio::time::interval(LAG_INTERVAL),
             commits: 0,
         }
     }
@@ -122,6 +130,10 @@ impl<'a, W: Work> Loop<'a, W> {
                 }
                 Some(finished) = self.working.next() => self.settle(finished)?,
                 () = tokio::time::sleep_until(wake_at), if self.flush.is_none() => self.start_flush(),
+                marks = answer(&mut self.watermarks) => self.measure_lag(marks),
+                _ = self.lag_ticks.tick(), if self.watermarks.is_none() => {
+                    self.watermarks = Some(Box::pin(self.consumer.watermarks()));
+                }
                 event = self.consumer.next() => {
                     if let Some(ended) = self.handle(event).await? { return Ok(ended) }
                 }
@@ -398,11 +410,35 @@ impl<'a, W: Work> Loop<'a, W> {
             .unwrap_or(Ended::Stopped))
     }
 
+    /// Records between the lake's position and the end of the topic. Brokers that do not answer are
+    /// reported by the consumer itself; the gauge then keeps its last value.
+    fn measure_lag(&mut self, marks: Result<Vec<Watermarks>, topic::Error>) {
+        self.watermarks = None;
+        let Ok(marks) = marks else { return };
+        let behind: i64 = marks
+            .iter()
+            .filter_map(|marks| {
+                let stands = self.partitions.get(&marks.partition)?.stands();
+                Some(marks.high - stands.unwrap_or(marks.low).max(marks.low))
+            })
+            .sum();
+        let group = self.settings.group.clone();
+        metrics::gauge!(telemetry::CONSUMER_LAG, "group" => group).set(behind.max(0) as f64);
+    }
+
     fn lake_error(&self, source: LakeError) -> IngestError {
         IngestError::Lake {
             group: self.settings.group.clone(),
             source,
         }
+    }
+}
+
+/// Ends when the brokers have answered; never, where nothing was asked.
+async fn answer<T>(asked: &mut Option<BoxFuture<'static, T>>) -> T {
+    match asked {
+        Some(asked) => asked.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -97,6 +97,11 @@ impl<Row> Partition<Row> {
         self.generation
     }
 
+    /// Records before this are passed, or their commit is on its way; `None` before the first.
+    pub fn stands(&self) -> Option<i64> {
+        self.committed.max(self.next)
+    }
+
     /// Rows that a commit could take now.
     pub fn ready_rows(&self) -> usize {
         self.ready_rows

@@ -15,11 +15,13 @@ use std::time::Duration;
 use arrow::array::AsArray;
 use rand::Rng;
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 use super::live::{LiveFile, TableState, View};
 use super::log::{Change, Tried};
 use super::write::{self, Written};
 use super::{Commit, Committed, LakeError, blocking};
+use crate::telemetry;
 
 /// Tries before giving up. Each loses to a commit of another process, whose own takes milliseconds.
 const TRIES_MAX: u32 = 60;
@@ -27,8 +29,30 @@ const TRIES_MAX: u32 = 60;
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 const PAUSE_FIRST: Duration = Duration::from_millis(2);
 
-/// Commits, waiting for its turn among the commits of this process.
+/// Commits, waiting for its turn among the commits of this process, and counts what came of it.
 pub(super) async fn run(state: Arc<TableState>, commit: Commit) -> Result<Committed, LakeError> {
+    let table = state.table().as_str();
+    let rows: usize = commit.rows.iter().map(|batch| batch.num_rows()).sum();
+    let started = Instant::now();
+    let result = commit_in_turn(state, commit).await;
+    metrics::histogram!(telemetry::LAKE_COMMIT_SECONDS, "table" => table).record(started.elapsed());
+    let outcome = match &result {
+        Ok(done) if done.already => "already",
+        Ok(done) => {
+            metrics::counter!(telemetry::LAKE_ROWS, "table" => table).increment(rows as u64);
+            metrics::counter!(telemetry::LAKE_FILES, "table" => table).increment(done.files as u64);
+            metrics::counter!(telemetry::LAKE_BYTES, "table" => table).increment(done.bytes);
+            "committed"
+        }
+        Err(LakeError::Refused { .. }) => "refused",
+        Err(LakeError::Raced { .. }) => "raced",
+        Err(_) => "failed",
+    };
+    metrics::counter!(telemetry::LAKE_COMMITS, "table" => table, "outcome" => outcome).increment(1);
+    result
+}
+
+async fn commit_in_turn(state: Arc<TableState>, commit: Commit) -> Result<Committed, LakeError> {
     let turn = state.committing.clone().lock_owned().await;
     let table = state.table();
     let mut work = blocking(move || Work::begin(state, commit, turn)).await?;
@@ -37,6 +61,7 @@ pub(super) async fn run(state: Arc<TableState>, commit: Commit) -> Result<Commit
             Outcome::Done(done) => return Ok(done),
             Outcome::Again(next) => work = *next,
         }
+        metrics::counter!(telemetry::LAKE_CONFLICTS, "table" => table.as_str()).increment(1);
         let most = PAUSE_FIRST
             .saturating_mul(1 << attempt.min(16))
             .min(PAUSE_MAX);

@@ -193,13 +193,16 @@ impl Consumer {
     ///
     /// # Errors
     /// [`Error::Unreachable`] if not all can be had within 5 s.
-    pub async fn watermarks(&self) -> Result<Vec<Watermarks>, Error> {
-        let Some(client) = self.client.upgrade() else {
-            return Ok(Vec::new());
-        };
+    pub fn watermarks(
+        &self,
+    ) -> impl Future<Output = Result<Vec<Watermarks>, Error>> + Send + use<> {
+        let client = self.client.upgrade();
         let (brokers, topic) = (self.brokers.clone(), self.topic.clone());
         let positions = self.shared.positions();
         admin::blocking(move || {
+            let Some(client) = client else {
+                return Ok(Vec::new());
+            };
             let deadline = Deadline::after(WATERMARKS_TIMEOUT);
             positions
                 .into_iter()
@@ -218,7 +221,6 @@ impl Consumer {
                 })
                 .collect()
         })
-        .await
     }
 
     /// Records not yet read, for each partition that is ours.
