@@ -22,7 +22,7 @@ use crate::telemetry;
 use crate::topic::{self, Consumer, DeadLetter, Event, Publisher, Record, Topics, Watermarks};
 
 /// Longest time that work in progress is waited for after the stop; then it is left to the next owner.
-const DRAIN_WORK: Duration = Duration::from_secs(4);
+const DRAIN_WORK: Duration = Duration::from_secs(3);
 
 /// A position that moved without rows is committed this often, so that it never falls behind the topic's
 /// retention.

@@ -20,6 +20,8 @@ pub mod archive;
 pub mod enricher;
 mod membership;
 pub mod partition;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::sync::Arc;

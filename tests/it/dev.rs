@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -59,6 +60,38 @@ async fn dev_fills_a_lake_and_the_same_seed_adds_nothing() {
         assert_eq!(before["communications"], by_channel, "{before}");
         assert_eq!(before["communications"], before["ids"], "{before}");
     }
+}
+
+#[test]
+fn the_line_that_dev_prints_works_as_printed() {
+    let Some(python) = parts::python() else {
+        return;
+    };
+    let folder = folder();
+    let dev = Command::new(env!("CARGO_BIN_EXE_convolake"))
+        .args(["dev", "--conversations", "20", "--lake", "it's a lake"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(dev.stdout).unwrap();
+    assert!(dev.status.success(), "{printed}");
+    assert!(
+        printed.contains("verdict             complete"),
+        "{printed}"
+    );
+    let line = printed.lines().last().unwrap();
+    let tools = python.parent().unwrap().to_str().unwrap();
+    let queried = Command::new("sh")
+        .args(["-c", &format!("PATH='{tools}':$PATH; {line}")])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let table = String::from_utf8_lossy(&queried.stdout);
+    assert!(queried.status.success(), "{line}\n{queried:?}");
+    assert!(
+        table.contains("VOICE") && table.contains("communications"),
+        "{table}"
+    );
 }
 
 /// One run with the test's seed; the object that it prints.
