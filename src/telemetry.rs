@@ -8,8 +8,10 @@
 //! dependency is up, and names those that are not, with the reason. Logs go to standard error.
 
 use std::collections::BTreeMap;
+use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -75,6 +77,12 @@ const BUCKETS_SECONDS: &[f64] = &[
     120.0, 300.0,
 ];
 
+/// How often values are folded into histograms.
+const FOLD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Longest time that the ops listener answers after the stop.
+const OPS_DRAIN: Duration = Duration::from_secs(1);
+
 /// How log events are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum LogFormat {
@@ -122,6 +130,15 @@ fn install_recorder() -> PrometheusHandle {
         }
     }
     handle
+}
+
+/// Folds recorded values into the histograms until `stop`: without it they would be kept one by one for as
+/// long as nobody asks for `/metrics`.
+pub async fn fold_metrics(metrics: PrometheusHandle, stop: Stop) -> anyhow::Result<()> {
+    while stop.race(tokio::time::sleep(FOLD_INTERVAL)).await.is_some() {
+        metrics.run_upkeep();
+    }
+    Ok(())
 }
 
 /// The dependencies of a process and whether each is up. Shared: written by the part that knows, read by
@@ -219,10 +236,14 @@ pub async fn serve_ops(
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .with_state(state);
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(async move { stop.requested().await })
-        .await?;
-    Ok(())
+    let asked = stop.clone();
+    let serving = axum::serve(listener, routes)
+        .with_graceful_shutdown(async move { asked.requested().await });
+    tokio::select! {
+        ended = serving.into_future() => Ok(ended?),
+        // A client that never finishes its request does not hold the process.
+        () = async { stop.requested().await; tokio::time::sleep(OPS_DRAIN).await } => Ok(()),
+    }
 }
 
 #[derive(Clone)]

@@ -26,7 +26,7 @@ use crate::topic::{EmbeddedCluster, Publisher, Topics};
 use crate::{receive, topic, verify};
 
 use super::ingest::{Groups, Watched};
-use super::{Exit, Process, bind, cores, kafka_at, print, runtime};
+use super::{Exit, PUBLISHER_DRAIN, Process, bind, block_on, cores, kafka_at, print};
 
 /// Records that either group may be behind before the emulator is held back: far below what the embedded
 /// cluster keeps of a partition (5 MB).
@@ -94,7 +94,7 @@ pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
         .map(|brokers| kafka_at(brokers, &args.topics))
         .transpose()?;
     let json = args.json;
-    let summary = runtime(cores())?.block_on(async move {
+    let summary = block_on(cores(), async move {
         let (stop, interrupted) = (Stop::new(), Stop::new());
         let mut process =
             Process::start_with("dev", args.ops_listen, stop.clone(), interrupted.clone()).await?;
@@ -111,7 +111,7 @@ pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
             Ok(())
         });
         process.tasks.finish().await?;
-        publisher.close(DRAIN_DEADLINE / 4).await?;
+        publisher.close(PUBLISHER_DRAIN).await?;
         summary.await.context("dev ended before it had a result")
     })?;
     let complete = summary.verify.partial + summary.verify.missing == 0;
@@ -194,11 +194,9 @@ impl World {
         let patience = if interrupted.is_requested() {
             DRAIN_DEADLINE / 2
         } else {
-            CATCH_UP
+            args.flush_interval + args.settle + CATCH_UP
         };
-        let caught_up = self
-            .catch_up(args.flush_interval + args.settle + patience)
-            .await;
+        let caught_up = self.catch_up(patience).await;
         let seconds = started.elapsed().as_secs_f64();
         if !caught_up {
             tracing::warn!("the ingester did not catch up; the verdict is of what it had written");

@@ -7,13 +7,13 @@ use crate::config::{Invalid, Secrets};
 use crate::emulator::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, Options};
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
 
-use super::{Exit, cores, runtime};
+use super::{Exit, block_on, cores};
 
 pub(super) fn run(args: Emulate, secrets: Secrets) -> anyhow::Result<Exit> {
     let clock = Clock::system();
     let secrets = with_defaults(secrets);
     let options = options(args.listen, &args.callbacks, &args.traffic, &secrets, clock)?;
-    runtime(cores())?.block_on(async move {
+    block_on(cores(), async move {
         let stop = Stop::new();
         let mut tasks = Tasks::new(stop.clone());
         let seed = options.seed;

@@ -10,16 +10,18 @@ use crate::ingest::archive::Archive;
 use crate::ingest::enricher::EnricherWork;
 use crate::ingest::{self, Progress};
 use crate::lake::{Access, Lake};
-use crate::lifecycle::{DRAIN_DEADLINE, Stop};
+use crate::lifecycle::Stop;
 use crate::telemetry::Dependency;
 use crate::topic::{self, Publisher, Topics};
 
-use super::{Exit, KAFKA_CHECK, KAFKA_PAUSE, Process, cores, create_topics, kafka, runtime};
+use super::{
+    Exit, KAFKA_CHECK, KAFKA_PAUSE, PUBLISHER_DRAIN, Process, block_on, cores, create_topics, kafka,
+};
 
 pub(super) fn run(args: Ingest, secrets: &Secrets) -> anyhow::Result<Exit> {
     let api = api(&args.api, secrets)?;
     let (settings, topics) = kafka(&args.kafka)?;
-    runtime(cores())?.block_on(serve(args, api, settings, topics))?;
+    block_on(cores(), serve(args, api, settings, topics))?;
     Ok(Exit::Done)
 }
 
@@ -47,6 +49,13 @@ async fn serve(
     };
     kafka_up.up();
     let publisher = Publisher::start(&settings)?;
+    process.tasks.spawn("readiness", {
+        let (publisher, topics, stop) = (publisher.clone(), topics.clone(), process.stop.clone());
+        async move {
+            super::receive::watch(&publisher, &topics, &kafka_up, &stop).await;
+            Ok(())
+        }
+    });
     let groups = Groups {
         settings,
         topics,
@@ -56,9 +65,11 @@ async fn serve(
     };
     groups.spawn(&mut process, lake, api, &publisher);
     let ended = process.tasks.finish().await;
-    let closed = publisher.close(DRAIN_DEADLINE / 4).await;
-    ended?;
-    Ok(closed?)
+    if let Err(error) = publisher.close(PUBLISHER_DRAIN).await {
+        // Dead letters that were not acknowledged hold their offsets: they are published again.
+        tracing::warn!(%error, "stopped before every dead letter was acknowledged");
+    }
+    ended
 }
 
 /// The API's settings: origin, budget, credentials.

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use crate::config::args::{Command, KafkaArgs, TopicArgs};
+use crate::config::args::{Command, KafkaArgs, KafkaProperty, TopicArgs};
 use crate::config::{self, Invalid};
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
 use crate::telemetry::{self, Readiness};
@@ -136,6 +136,10 @@ impl Process {
         let ops = listener.local_addr()?;
         let metrics = telemetry::start_metrics();
         tasks.spawn(
+            "metrics",
+            telemetry::fold_metrics(metrics.clone(), stop.clone()),
+        );
+        tasks.spawn(
             "ops",
             telemetry::serve_ops(listener, readiness.clone(), metrics, stop.clone()),
         );
@@ -149,8 +153,11 @@ impl Process {
     }
 }
 
-/// A runtime of `threads`; one thread runs everything, the acknowledgements of Kafka included.
-fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+/// Runs `work` on `threads`; one thread runs everything, the acknowledgements of Kafka included.
+///
+/// Blocking work that has begun (a commit, a look at the brokers) is not waited for beyond
+/// [`BLOCKING_DRAIN`]: a commit that is cut off there is one that a crash would have cut off.
+fn block_on<T>(threads: usize, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let mut builder = if threads == 1 {
         tokio::runtime::Builder::new_current_thread()
     } else {
@@ -158,8 +165,17 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
         builder.worker_threads(threads);
         builder
     };
-    Ok(builder.enable_all().build()?)
+    let runtime = builder.enable_all().build()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(BLOCKING_DRAIN);
+    result
 }
+
+/// Longest wait for blocking work after a role has ended.
+const BLOCKING_DRAIN: Duration = Duration::from_millis(500);
+
+/// Longest flush of a publisher after its role has ended: all that counts was acknowledged before.
+const PUBLISHER_DRAIN: Duration = Duration::from_millis(1_250);
 
 /// Threads for a role that computes as well as waits.
 fn cores() -> usize {
@@ -181,9 +197,15 @@ fn kafka(args: &KafkaArgs) -> anyhow::Result<(topic::Settings, Topics)> {
 }
 
 fn kafka_at(brokers: String, topics: &TopicArgs) -> anyhow::Result<(topic::Settings, Topics)> {
+    let properties: Result<Vec<_>, Invalid> = topics
+        .kafka_properties
+        .iter()
+        .map(KafkaProperty::split)
+        .collect();
+    let properties = properties?;
     let settings = topic::Settings {
         brokers,
-        properties: topics.kafka_properties.clone(),
+        properties,
         cluster: None,
     };
     settings

@@ -2,18 +2,19 @@
 
 use crate::config::Secrets;
 use crate::config::args::Receive;
-use crate::lifecycle::DRAIN_DEADLINE;
 use crate::signature::Verifier;
 use crate::topic::{Publisher, Topics};
 use crate::{receive, telemetry, topic};
 
-use super::{Exit, KAFKA_CHECK, KAFKA_PAUSE, Process, bind, create_topics, kafka, runtime};
+use super::{
+    Exit, KAFKA_CHECK, KAFKA_PAUSE, PUBLISHER_DRAIN, Process, bind, block_on, create_topics, kafka,
+};
 
 pub(super) fn run(args: Receive, secrets: &Secrets) -> anyhow::Result<Exit> {
     let verifier = Verifier::new(args.public_url.clone(), secrets.signing_keys()?)?;
     let (settings, topics) = kafka(&args.kafka)?;
     // One thread owns connections and acknowledgements: more were measured to be slower.
-    runtime(1)?.block_on(serve(args, verifier, settings, topics))?;
+    block_on(1, serve(args, verifier, settings, topics))?;
     Ok(Exit::Done)
 }
 
@@ -25,7 +26,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let listener = bind(args.listen).await?;
     let mut process = Process::start("receive", args.ops.ops_listen).await?;
-    tracing::info!(listen = %listener.local_addr()?, public_url = %args.public_url, "receiving callbacks");
+    tracing::info!(listen = %listener.local_addr()?, path = args.public_url.path(), "receiving callbacks");
     let publisher = Publisher::start(&settings)?;
     let ready = process.readiness.dependency("kafka");
     process.tasks.spawn("readiness", {
@@ -46,7 +47,7 @@ async fn serve(
     process.tasks.spawn("receive", async move {
         receive::serve(listener, settings, publisher.clone(), clock, stop).await?;
         // Nothing that was answered 204 is unacknowledged; this flush is for what was not answered.
-        publisher.close(DRAIN_DEADLINE / 4).await?;
+        publisher.close(PUBLISHER_DRAIN).await?;
         Ok(())
     });
     process.tasks.finish().await

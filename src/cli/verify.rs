@@ -7,14 +7,14 @@ use crate::lake::{Access, Lake};
 use crate::lifecycle::Clock;
 use crate::verify::{Report, verify};
 
-use super::{Exit, cores, print, runtime};
+use super::{Exit, block_on, cores, print};
 
 /// Conversations that are named in the text; the JSON names all.
 const NAMED: usize = 50;
 
 pub(super) fn run(args: Verify, secrets: &Secrets) -> anyhow::Result<Exit> {
     let api = super::ingest::api(&args.api, secrets)?;
-    let report = runtime(cores())?.block_on(async {
+    let report = block_on(cores(), async {
         let lake = Lake::open(&args.lake, Access::Existing).await?;
         anyhow::Ok(verify(&lake, &Api::new(api, Clock::system())?).await?)
     })?;

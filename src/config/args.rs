@@ -2,6 +2,7 @@
 //!
 //! Owns names, defaults and help of every flag. Refuses to build anything: `cli` does, from these.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use url::Url;
 
+use super::Invalid;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
 
@@ -72,8 +74,8 @@ pub struct KafkaArgs {
 #[derive(Debug, Clone, Args)]
 pub struct TopicArgs {
     /// librdkafka property, e.g. for TLS and SASL; may be repeated.
-    #[arg(long = "kafka-property", value_name = "NAME=VALUE", value_parser = property)]
-    pub kafka_properties: Vec<(String, String)>,
+    #[arg(long = "kafka-property", value_name = "NAME=VALUE", value_parser = kafka_property)]
+    pub kafka_properties: Vec<KafkaProperty>,
     /// Topic of events; `.quarantine` and `.dead-letters` stand beside it.
     #[arg(long, value_name = "NAME", default_value = "convolake.events")]
     pub topic: String,
@@ -279,9 +281,35 @@ pub struct Dev {
     pub json: bool,
 }
 
-fn property(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
-    Ok((name.trim().to_owned(), value.to_owned()))
+/// A `--kafka-property` as given. It may hold a password, so that `Debug` shows its name at most, and it
+/// is judged after the command line was parsed, whose errors quote what they refuse.
+#[derive(Clone)]
+pub struct KafkaProperty(String);
+
+impl KafkaProperty {
+    /// Name and value.
+    ///
+    /// # Errors
+    /// There is no `=`.
+    pub fn split(&self) -> Result<(String, String), Invalid> {
+        let missing = || Invalid("--kafka-property: write NAME=VALUE".to_owned());
+        let (name, value) = self.0.split_once('=').ok_or_else(missing)?;
+        Ok((name.trim().to_owned(), value.to_owned()))
+    }
+}
+
+impl fmt::Debug for KafkaProperty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            self.0
+                .split_once('=')
+                .map_or("[malformed]", |(name, _)| name),
+        )
+    }
+}
+
+fn kafka_property(text: &str) -> Result<KafkaProperty, String> {
+    Ok(KafkaProperty(text.to_owned()))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

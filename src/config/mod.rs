@@ -173,7 +173,8 @@ fn load_from(
     let cli = Cli::from_arg_matches(&matches)?;
     let mut secrets = Secrets::default();
     for name in SECRET_NAMES {
-        let value = environment(name).or_else(|| Some(file.get(&file_key(name))?.first()?.clone()));
+        let given = environment(name).filter(|value| !value.is_empty());
+        let value = given.or_else(|| Some(file.get(&file_key(name))?.first()?.clone()));
         if let Some(value) = value {
             secrets.0.insert(name, Secret::new(value));
         }
@@ -252,7 +253,11 @@ fn command_with_defaults(file: &BTreeMap<String, Vec<String>>) -> Result<clap::C
             let variable = format!("CONVOLAKE_{}", long.to_uppercase().replace('-', "_"));
             let arg = arg.env(variable).hide_env_values(true);
             let arg = match file.get(&long) {
-                Some(values) => arg.default_values(values.clone()).required(false),
+                // Not shown by --help: the file may hold a password among the Kafka properties.
+                Some(values) => arg
+                    .default_values(values.clone())
+                    .hide_default_value(true)
+                    .required(false),
                 None => arg,
             };
             known.push(long);

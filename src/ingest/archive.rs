@@ -3,8 +3,7 @@
 //! Owns what a record's row is and where its times come from. A record that cannot be read back (written
 //! by something else than our receiver) is a dead letter, once: the enricher passes over it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -24,18 +23,12 @@ use crate::topic::Record;
 pub struct Archive {
     lake: Arc<Lake>,
     clock: Clock,
-    /// Where each position stands in the lake, as read at assignment and moved by our commits.
-    positions: Mutex<HashMap<String, Option<i64>>>,
 }
 
 impl Archive {
     /// An archive that writes to `lake`.
     pub fn new(lake: Arc<Lake>, clock: Clock) -> Self {
-        Archive {
-            lake,
-            clock,
-            positions: Mutex::default(),
-        }
+        Archive { lake, clock }
     }
 
     fn row(&self, record: &Record) -> Result<EventRow, Dead> {
@@ -69,16 +62,10 @@ impl Work for Archive {
     }
 
     async fn assign(&self, apps: Vec<String>) -> Result<Vec<Option<i64>>, LakeError> {
-        let positions = self.lake.table(TableName::Events).positions(&apps).await?;
-        let mut known = self
-            .positions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        known.extend(apps.into_iter().zip(positions.iter().copied()));
-        Ok(positions)
+        self.lake.table(TableName::Events).positions(&apps).await
     }
 
-    fn forget(&self) {}
+    fn forget(&self, _: &[i32]) {}
 
     fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<EventRow>> {
         let outcome = match self.row(&record) {
@@ -95,46 +82,19 @@ impl Work for Archive {
     fn commit(
         self: Arc<Self>,
         rows: Vec<EventRow>,
-        positions: Vec<(String, i64)>,
+        positions: Vec<Position>,
     ) -> BoxFuture<'static, Result<(), LakeError>> {
         async move {
-            let moved = moved(&self.positions, &positions);
-            let batch = table::events_batch(&rows);
-            drop(rows);
             let commit = Commit {
-                rows: vec![batch],
-                positions: moved,
+                rows: vec![table::events_batch(&rows)],
+                positions,
                 ..Commit::default()
             };
+            drop(rows);
             self.lake.table(TableName::Events).commit(&commit).await?;
-            remember(&self.positions, positions);
             Ok(())
         }
         .boxed()
-    }
-}
-
-/// Positions to commit: from where the lake stands to where the batch ends.
-pub(super) fn moved(
-    known: &Mutex<HashMap<String, Option<i64>>>,
-    to: &[(String, i64)],
-) -> Vec<Position> {
-    let known = known.lock().unwrap_or_else(PoisonError::into_inner);
-    to.iter()
-        .map(|(app, to)| Position {
-            app: app.clone(),
-            from: known.get(app).copied().flatten(),
-            to: *to,
-        })
-        .collect()
-}
-
-/// The commit is durable: the lake stands where the batch ended.
-pub(super) fn remember(known: &Mutex<HashMap<String, Option<i64>>>, to: Vec<(String, i64)>) {
-    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-    for (app, to) in to {
-        let stands = known.entry(app).or_default();
-        *stands = (*stands).max(Some(to));
     }
 }
 

@@ -12,15 +12,15 @@
 //! While the API does not answer at all, work waits here ([`OUTAGE_PAUSE`] between tries) and the group
 //! keeps its partitions; nothing becomes a dead letter because of an outage.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use hdrhistogram::Histogram;
 
-use super::archive::{micros, moved, received_at, remember};
+use super::archive::{micros, received_at};
 use super::{Dead, Outcome, Work};
 use crate::enrich::{Close, EnrichError, Enriched, Enricher};
 use crate::event::CallbackEvent;
@@ -47,6 +47,21 @@ pub struct Ready {
     received_at: jiff::Timestamp,
 }
 
+impl Ready {
+    fn key(&self) -> (i32, String) {
+        let row = &self.enriched.conversation;
+        (row.kafka_partition, row.conversation_id.clone())
+    }
+}
+
+/// Whose turn it is to fetch a conversation, and whether it was fetched whole.
+type Turn = Arc<tokio::sync::Mutex<bool>>;
+
+/// Time since `then`; none where the clock that wrote it is ahead of ours.
+fn since(then: jiff::Timestamp, clock: Clock) -> Duration {
+    Duration::try_from(clock.now().duration_since(then)).unwrap_or_default()
+}
+
 /// The enricher's work.
 #[derive(Debug)]
 pub struct EnricherWork {
@@ -55,12 +70,11 @@ pub struct EnricherWork {
     clock: Clock,
     settle: Duration,
     api_up: telemetry::Dependency,
-    /// Positions of `communications` and of `conversations`.
+    /// Where `communications` stands: after a crash between the two commits it is ahead.
     communications_at: Mutex<HashMap<String, Option<i64>>>,
-    conversations_at: Mutex<HashMap<String, Option<i64>>>,
-    /// Conversations being fetched or waiting for their commit; `true` once fetched whole. A second close
-    /// of the same conversation waits for the first instead of fetching it again.
-    pending: Mutex<HashMap<String, Arc<tokio::sync::Mutex<bool>>>>,
+    /// Conversations of a partition that are being fetched or wait for their commit; `true` once fetched
+    /// whole. A second close of the same conversation waits for the first instead of fetching it again.
+    pending: Mutex<HashMap<(i32, String), Turn>>,
     /// Milliseconds from a close's arrival to its commit.
     close_to_queryable_ms: Mutex<Histogram<u64>>,
 }
@@ -81,7 +95,6 @@ impl EnricherWork {
             settle,
             api_up,
             communications_at: Mutex::default(),
-            conversations_at: Mutex::default(),
             pending: Mutex::default(),
             close_to_queryable_ms: Mutex::new(
                 Histogram::new(QUANTILE_DIGITS).expect("2 is a valid precision"),
@@ -115,38 +128,51 @@ impl EnricherWork {
     }
 
     async fn fetch(&self, close: Close) -> Outcome<Ready> {
-        let turn = {
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(pending.entry(close.conversation_id.clone()).or_default())
-        };
+        let key = (close.partition, close.conversation_id.clone());
+        let turn = Arc::clone(self.pending().entry(key.clone()).or_default());
+        let outcome = self.fetch_in_turn(&close, &turn).await;
+        if !matches!(outcome, Outcome::Row(_)) {
+            let mut pending = self.pending();
+            // The map's and ours: nobody else waits for it.
+            let ours = pending
+                .get(&key)
+                .is_some_and(|there| Arc::ptr_eq(there, &turn));
+            if ours && Arc::strong_count(&turn) == 2 {
+                pending.remove(&key);
+            }
+        }
+        outcome
+    }
+
+    async fn fetch_in_turn(&self, close: &Close, turn: &Turn) -> Outcome<Ready> {
         let mut fetched_whole = turn.lock().await;
         if *fetched_whole {
             metrics::counter!(telemetry::CONVERSATIONS_SKIPPED).increment(1);
             return Outcome::Nothing;
         }
-        let waited = self
-            .clock
-            .now()
-            .duration_since(close.received_at)
-            .unsigned_abs();
+        let waited = since(close.received_at, self.clock);
         tokio::time::sleep(self.settle.saturating_sub(waited)).await;
-        match self
-            .lake
-            .completeness(std::slice::from_ref(&close.conversation_id))
-            .await
-        {
+        let id = std::slice::from_ref(&close.conversation_id);
+        match self.lake.completeness(id).await {
             Ok(known) if known.get(&close.conversation_id) == Some(&Completeness::Complete) => {
                 metrics::counter!(telemetry::CONVERSATIONS_SKIPPED).increment(1);
                 return Outcome::Nothing;
             }
             Ok(_) => {}
-            Err(error) => return Outcome::Stop(format!("the lake cannot be read: {error}")),
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                return Outcome::Stop(format!("the lake cannot be read: {error:#}"));
+            }
         }
-        let outcome = self.enrich(&close).await;
+        let outcome = self.enrich(close).await;
         if let Outcome::Row(ready) = &outcome {
             *fetched_whole = ready.enriched.conversation.completeness == Completeness::Complete;
         }
         outcome
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<(i32, String), Turn>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn enrich(&self, close: &Close) -> Outcome<Ready> {
@@ -165,10 +191,13 @@ impl EnricherWork {
                     });
                 }
                 Err(EnrichError::Later(error)) => {
-                    self.api_up.down(error.to_string());
+                    self.api_up
+                        .down(format!("{:#}", anyhow::Error::from(error)));
                     tokio::time::sleep(OUTAGE_PAUSE).await;
                 }
-                Err(EnrichError::Stop(error)) => return Outcome::Stop(error.to_string()),
+                Err(error @ EnrichError::Stop(_)) => {
+                    return Outcome::Stop(format!("{:#}", anyhow::Error::from(error)));
+                }
                 Err(EnrichError::Dead {
                     reason,
                     attempts,
@@ -189,7 +218,7 @@ impl EnricherWork {
     async fn write(
         &self,
         rows: Vec<Ready>,
-        positions: Vec<(String, i64)>,
+        positions: Vec<Position>,
     ) -> Result<Vec<Ready>, LakeError> {
         let mut batch = richest(rows);
         let mut races = 0;
@@ -217,7 +246,7 @@ impl EnricherWork {
         &self,
         batch: &BTreeMap<String, Ready>,
         known: HashMap<String, Completeness>,
-        positions: &[(String, i64)],
+        positions: &[Position],
         seen: Seen,
     ) -> Result<(), LakeError> {
         let communications = batch
@@ -226,18 +255,14 @@ impl EnricherWork {
         let commit = Commit {
             rows: vec![table::communications_batch(communications)],
             replace: batch.keys().cloned().collect(),
-            // After a crash between the two commits this table is ahead; its position never goes back.
-            positions: moved(&self.communications_at, positions)
-                .into_iter()
-                .filter(|position: &Position| position.from.is_none_or(|from| from < position.to))
-                .collect(),
+            positions: self.communications_positions(positions),
             seen: Some(seen.communications),
         };
         self.lake
             .table(TableName::Communications)
             .commit(&commit)
             .await?;
-        remember(&self.communications_at, positions.to_vec());
+        self.communications_stand_at(positions);
 
         let conversations = batch.values().map(|ready| &ready.enriched.conversation);
         let replace: BTreeSet<String> = known
@@ -247,27 +272,53 @@ impl EnricherWork {
         let commit = Commit {
             rows: vec![table::conversations_batch(conversations)],
             replace,
-            positions: moved(&self.conversations_at, positions),
+            positions: positions.to_vec(),
             seen: Some(seen.conversations),
         };
         self.lake
             .table(TableName::Conversations)
             .commit(&commit)
             .await?;
-        remember(&self.conversations_at, positions.to_vec());
         Ok(())
+    }
+
+    fn communications_stand_at(&self, positions: &[Position]) {
+        let mut stands = self
+            .communications_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for position in positions {
+            let at = stands.entry(position.app.clone()).or_default();
+            *at = (*at).max(Some(position.to));
+        }
+    }
+
+    /// The same moves from where `communications` stands. One that is ahead never goes back: its rows
+    /// are replaced, and its position stays.
+    fn communications_positions(&self, positions: &[Position]) -> Vec<Position> {
+        let stands = self
+            .communications_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        positions
+            .iter()
+            .map(|position| Position {
+                from: stands.get(&position.app).copied().flatten(),
+                ..position.clone()
+            })
+            .filter(|position| position.from.is_none_or(|from| from < position.to))
+            .collect()
     }
 }
 
 impl EnricherWork {
     fn measure(&self, written: &[Ready]) {
-        let now = self.clock.now();
         let mut histogram = self
             .close_to_queryable_ms
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for ready in written {
-            let took = now.duration_since(ready.received_at).unsigned_abs();
+            let took = since(ready.received_at, self.clock);
             metrics::histogram!(telemetry::CLOSE_TO_QUERYABLE_SECONDS).record(took);
             // It grows as needed; an hour-long wait is a value as any other.
             let _ = histogram.record(took.as_millis().try_into().unwrap_or(u64::MAX));
@@ -317,20 +368,17 @@ impl Work for EnricherWork {
             .table(TableName::Conversations)
             .positions(&apps)
             .await?;
-        let store = |known: &Mutex<HashMap<_, _>>, at: Vec<Option<i64>>| {
-            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.extend(apps.iter().cloned().zip(at));
-        };
-        store(&self.communications_at, communications);
-        store(&self.conversations_at, conversations.clone());
+        let mut stands = self
+            .communications_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        stands.extend(apps.into_iter().zip(communications));
         Ok(conversations)
     }
 
-    fn forget(&self) {
-        self.pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+    fn forget(&self, partitions: &[i32]) {
+        self.pending()
+            .retain(|(partition, _), _| !partitions.contains(partition));
     }
 
     fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<Ready>> {
@@ -350,19 +398,12 @@ impl Work for EnricherWork {
     fn commit(
         self: Arc<Self>,
         rows: Vec<Ready>,
-        positions: Vec<(String, i64)>,
+        positions: Vec<Position>,
     ) -> BoxFuture<'static, Result<(), LakeError>> {
         async move {
-            let ids: Vec<String> = rows
-                .iter()
-                .map(|ready| ready.enriched.conversation.conversation_id.clone())
-                .collect();
+            let done: HashSet<_> = rows.iter().map(Ready::key).collect();
             let written = self.write(rows, positions).await?;
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            for id in &ids {
-                pending.remove(id);
-            }
-            drop(pending);
+            self.pending().retain(|key, _| !done.contains(key));
             self.measure(&written);
             Ok(())
         }

@@ -16,13 +16,22 @@ use tokio::time::{Instant, Interval};
 
 use super::partition::{Partition, Slot};
 use super::{Dead, IngestError, Outcome, Progress, Settings, Work};
-use crate::lake::LakeError;
+use crate::lake::{LakeError, Position};
 use crate::lifecycle::Stop;
 use crate::telemetry;
 use crate::topic::{self, Consumer, DeadLetter, Event, Publisher, Record, Topics, Watermarks};
 
 /// Longest time that work in progress is waited for after the stop; then it is left to the next owner.
-const DRAIN_WORK: Duration = Duration::from_secs(3);
+const DRAIN_WORK: Duration = Duration::from_secs(2);
+
+/// Longest time from the stop to the last commit.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Places of one partition, beyond which no work is started: what waits behind one that takes long.
+const MAX_SLOTS: usize = 100_000;
+
+/// Rows that had to wait at a flush, because an earlier record was unfinished, get this second chance soon.
+const FOLLOW_UP: Duration = Duration::from_secs(1);
 
 /// A position that moved without rows is committed this often, so that it never falls behind the topic's
 /// retention.
@@ -75,6 +84,8 @@ pub(super) struct Loop<'a, W: Work> {
     /// Weight of finished rows that are not being written.
     finished_weight: usize,
     flush_at: Option<Instant>,
+    /// The next flush is the second chance of rows that the last one had to leave.
+    follow_up: bool,
     last_commit: Instant,
     /// The ends of the partitions, being asked for.
     watermarks: Option<BoxFuture<'static, Result<Vec<Watermarks>, topic::Error>>>,
@@ -106,6 +117,7 @@ impl<'a, W: Work> Loop<'a, W> {
             next_generation: 0,
             finished_weight: 0,
             flush_at: None,
+            follow_up: false,
             last_commit: Instant::now(),
             watermarks: None,
             lag_ticks: tokio::time::interval(LAG_INTERVAL),
@@ -115,6 +127,7 @@ impl<'a, W: Work> Loop<'a, W> {
 
     /// Consumes until the stop or a refused commit.
     pub(super) async fn run(&mut self, stop: &Stop) -> Result<Ended, IngestError> {
+        self.ready.up();
         let idle_tick = IDLE_COMMIT_INTERVAL;
         loop {
             self.start_waiting();
@@ -175,7 +188,6 @@ impl<'a, W: Work> Loop<'a, W> {
                     "assigned: reading on from the lake's positions"
                 );
                 reply.start_at(starts);
-                self.ready.up();
             }
             Event::Revoked {
                 partitions,
@@ -188,11 +200,17 @@ impl<'a, W: Work> Loop<'a, W> {
                 }
                 self.revoke(&partitions, reply);
             }
-            Event::Unreachable(reason) => self.ready.down(reason),
+            Event::Unreachable(reason) => {
+                tracing::warn!(
+                    group = self.settings.group,
+                    reason,
+                    "Kafka is away; waiting"
+                );
+            }
             Event::Failed(source) => {
                 return Err(IngestError::Topic {
                     group: self.settings.group.clone(),
-                    source,
+                    source: Box::new(source),
                 });
             }
         }
@@ -203,12 +221,12 @@ impl<'a, W: Work> Loop<'a, W> {
     fn revoke(&mut self, partitions: &[i32], reply: topic::RevokeReply) {
         for partition in partitions {
             if let Some(gone) = self.partitions.remove(partition) {
-                self.finished_weight -= gone.finished_weight(W::weight);
+                self.finished_weight -= gone.finished_weight();
             }
         }
         self.waiting
             .retain(|record| !partitions.contains(&record.partition));
-        self.work.forget();
+        self.work.forget(partitions);
         tracing::info!(
             group = self.settings.group,
             partitions = partitions.len(),
@@ -220,6 +238,10 @@ impl<'a, W: Work> Loop<'a, W> {
     /// Starts work while there is room for its result.
     fn start_waiting(&mut self) {
         let writing = self.flush.as_ref().map_or(0, |flush| flush.weight);
+        let crowded = self.partitions.values().any(|it| it.slots() > MAX_SLOTS);
+        if crowded && !self.working.is_empty() {
+            return;
+        }
         while self.working.len() < self.settings.concurrency
             && self.finished_weight + writing < 2 * self.settings.flush_bytes
         {
@@ -235,11 +257,12 @@ impl<'a, W: Work> Loop<'a, W> {
             let work = Arc::clone(self.work);
             let publisher = self.publisher.clone();
             let topics = self.settings.topics.clone();
+            let ready = self.ready.clone();
             self.working.push(Box::pin(async move {
                 let stage = work.stage();
                 let mut outcome = work.process(Arc::clone(&record)).await;
                 if let Outcome::Dead(dead) = outcome {
-                    set_aside(&publisher, &topics, &record, &dead, stage).await;
+                    set_aside(&publisher, &topics, &record, &dead, stage, &ready).await;
                     outcome = Outcome::Nothing;
                 }
                 Finished {
@@ -262,7 +285,10 @@ impl<'a, W: Work> Loop<'a, W> {
             return Ok(());
         };
         let row = match finished.outcome {
-            Outcome::Row(row) => Some(row),
+            Outcome::Row(row) => {
+                let weight = W::weight(&row);
+                Some((row, weight))
+            }
             Outcome::Nothing | Outcome::Dead(_) => None,
             Outcome::Stop(reason) => {
                 return Err(IngestError::Stopped {
@@ -271,8 +297,8 @@ impl<'a, W: Work> Loop<'a, W> {
                 });
             }
         };
-        if let Some(row) = &row {
-            self.finished_weight += W::weight(row);
+        if let Some((_, weight)) = &row {
+            self.finished_weight += weight;
             self.flush_at
                 .get_or_insert_with(|| Instant::now() + self.settings.flush_interval);
         }
@@ -282,38 +308,41 @@ impl<'a, W: Work> Loop<'a, W> {
     }
 
     fn batch_is_full(&self) -> bool {
-        let rows: usize = self.partitions.values().map(Partition::ready_rows).sum();
-        let held: usize = self
-            .partitions
-            .values()
-            .map(Partition::ready_held_bytes)
-            .sum();
-        rows >= self.settings.flush_rows
-            || (rows > 0
-                && (self.finished_weight >= self.settings.flush_bytes
-                    || held >= self.settings.max_in_flight_bytes as usize / 2))
+        let sum =
+            |of: fn(&Partition<W::Row>) -> usize| self.partitions.values().map(of).sum::<usize>();
+        let rows = sum(Partition::ready_rows);
+        let in_flight_limit = self.settings.max_in_flight_bytes as usize;
+        rows > 0
+            && (rows >= self.settings.flush_rows
+                || sum(Partition::ready_weight) >= self.settings.flush_bytes
+                || sum(Partition::ready_held_bytes) >= in_flight_limit / 2)
     }
 
     /// Takes what is finished in order and starts its commit. Positions without rows wait for the idle
     /// interval.
     fn start_flush(&mut self) {
-        self.flush_at = None;
+        let idle_is_over = self.last_commit.elapsed() >= IDLE_COMMIT_INTERVAL;
+        let rows_are_ready = self.partitions.values().any(|it| it.ready_rows() > 0);
+        if rows_are_ready || idle_is_over {
+            self.take_and_commit();
+        }
+        self.rearm();
+    }
+
+    fn take_and_commit(&mut self) {
         let mut rows = Vec::new();
         let mut positions = Vec::new();
         let mut covers = Vec::new();
-        let idle_is_over = self.last_commit.elapsed() >= IDLE_COMMIT_INTERVAL;
-        if !idle_is_over
-            && self
-                .partitions
-                .values()
-                .all(|partition| partition.ready_rows() == 0)
-        {
-            self.rearm();
-            return;
-        }
+        let mut weight = 0;
         for (number, partition) in &mut self.partitions {
+            let from = partition.committed_at();
             if let Some(taken) = partition.take_ready() {
-                positions.push((partition.app().to_owned(), taken.next_offset));
+                let app = partition.app().to_owned();
+                positions.push(Position {
+                    app,
+                    from,
+                    to: taken.next_offset,
+                });
                 covers.push((
                     *number,
                     partition.generation(),
@@ -321,15 +350,14 @@ impl<'a, W: Work> Loop<'a, W> {
                     taken.records,
                 ));
                 rows.extend(taken.rows);
+                weight += taken.weight;
             }
         }
         self.last_commit = Instant::now();
         if positions.is_empty() {
             return;
         }
-        let weight = rows.iter().map(W::weight).sum();
         self.finished_weight -= weight;
-        self.rearm();
         let done = Arc::clone(self.work).commit(rows, positions);
         self.flush = Some(Flush {
             done,
@@ -338,11 +366,18 @@ impl<'a, W: Work> Loop<'a, W> {
         });
     }
 
-    /// Finished rows that still wait behind an unfinished record keep a deadline.
+    /// Finished rows that wait behind an unfinished record keep a deadline: soon after a flush that had to
+    /// leave them, once, so that few commits are small; then the flush interval again.
     fn rearm(&mut self) {
-        if self.finished_weight > 0 {
-            self.flush_at = Some(Instant::now() + self.settings.flush_interval);
-        }
+        let left = self.finished_weight > 0;
+        self.follow_up = left && !self.follow_up;
+        let interval = self.settings.flush_interval;
+        let wait = if self.follow_up {
+            FOLLOW_UP.min(interval)
+        } else {
+            interval
+        };
+        self.flush_at = left.then(|| Instant::now() + wait);
     }
 
     fn flushed(&mut self, result: Result<(), LakeError>) -> Result<Option<Ended>, IngestError> {
@@ -389,11 +424,29 @@ impl<'a, W: Work> Loop<'a, W> {
     /// The stop: nothing new is started, work in progress may end, what is finished is committed.
     async fn drain(&mut self) -> Result<Ended, IngestError> {
         self.waiting.clear();
-        let deadline = Instant::now() + DRAIN_WORK;
+        match tokio::time::timeout(DRAIN_LIMIT, self.finish_up()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                // A commit on its way goes on or not; the next owner reads on from wherever it got.
+                tracing::warn!(
+                    group = self.settings.group,
+                    "the last commit was not awaited"
+                );
+                Ok(Ended::Stopped)
+            }
+        }
+    }
+
+    async fn finish_up(&mut self) -> Result<Ended, IngestError> {
+        let work_until = Instant::now() + DRAIN_WORK;
         while !self.working.is_empty() {
-            match tokio::time::timeout_at(deadline, self.working.next()).await {
-                Ok(Some(finished)) => self.settle(finished)?,
-                Ok(None) | Err(_) => break,
+            tokio::select! {
+                biased;
+                result = finish(&mut self.flush) => {
+                    if let Some(ended) = self.flushed(result)? { return Ok(ended) }
+                }
+                Some(finished) = self.working.next() => self.settle(finished)?,
+                () = tokio::time::sleep_until(work_until) => break,
             }
         }
         let left = self.working.len();
@@ -401,13 +454,11 @@ impl<'a, W: Work> Loop<'a, W> {
             tracing::info!(
                 group = self.settings.group,
                 left,
-                "stopping before these were fetched; they are read again at the next start"
+                "stopping before these were done; they are read again at the next start"
             );
         }
-        Ok(self
-            .flush_everything_finished()
-            .await?
-            .unwrap_or(Ended::Stopped))
+        let ended = self.flush_everything_finished().await?;
+        Ok(ended.unwrap_or(Ended::Stopped))
     }
 
     /// Records between the lake's position and the end of the topic. Brokers that do not answer are
@@ -424,6 +475,11 @@ impl<'a, W: Work> Loop<'a, W> {
             .sum();
         let group = self.settings.group.clone();
         metrics::gauge!(telemetry::CONSUMER_LAG, "group" => group).set(behind.max(0) as f64);
+    }
+
+    /// The partitions that are ours.
+    pub(super) fn partitions(&self) -> Vec<i32> {
+        self.partitions.keys().copied().collect()
     }
 
     fn lake_error(&self, source: LakeError) -> IngestError {
@@ -457,6 +513,7 @@ async fn set_aside(
     record: &Record,
     dead: &Dead,
     stage: &'static str,
+    ready: &telemetry::Dependency,
 ) {
     let letter = DeadLetter {
         reason: dead.reason,
@@ -472,7 +529,10 @@ async fn set_aside(
         "record set aside as a dead letter"
     );
     while let Err(error) = publisher.dead_letter(topics, record, &letter).await {
-        tracing::warn!(stage, %error, "a dead letter could not be published; its offset is held");
+        ready.down(format!(
+            "a dead letter cannot be published, and holds its offset: {error}"
+        ));
         tokio::time::sleep(DEAD_LETTER_PAUSE).await;
     }
+    ready.up();
 }

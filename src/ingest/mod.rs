@@ -31,7 +31,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 
 use crate::api::ResponseStart;
-use crate::lake::LakeError;
+use crate::lake::{LakeError, Position};
 use crate::lifecycle::Stop;
 use crate::telemetry;
 use crate::topic::{self, Consumer, Publisher, Record, Topics};
@@ -86,8 +86,8 @@ pub trait Work: Send + Sync + 'static {
         apps: Vec<String>,
     ) -> impl Future<Output = Result<Vec<Option<i64>>, LakeError>> + Send;
 
-    /// Forgets everything about records that are not durable yet.
-    fn forget(&self);
+    /// Forgets everything about records of these partitions that are not durable yet.
+    fn forget(&self, partitions: &[i32]);
 
     /// Works on one record. May take long; never fails silently.
     fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<Self::Row>>;
@@ -95,11 +95,11 @@ pub trait Work: Send + Sync + 'static {
     /// Bytes that a row holds in memory, about.
     fn weight(row: &Self::Row) -> usize;
 
-    /// Makes rows and positions (name, next offset) durable together.
+    /// Makes rows and positions durable together; the positions start where the assignment found the lake.
     fn commit(
         self: Arc<Self>,
         rows: Vec<Self::Row>,
-        positions: Vec<(String, i64)>,
+        positions: Vec<Position>,
     ) -> BoxFuture<'static, Result<(), LakeError>>;
 }
 
@@ -137,7 +137,7 @@ pub enum IngestError {
         group: String,
         /// What it said.
         #[source]
-        source: topic::Error,
+        source: Box<topic::Error>,
     },
     /// The lake could not be read or written.
     #[error("{group}: lake")]
@@ -205,7 +205,7 @@ pub async fn run<W: Work>(
         let group = settings.group.clone();
         let topic_error = |source| IngestError::Topic {
             group: group.clone(),
-            source,
+            source: Box::new(source),
         };
         let consumer = Consumer::subscribe(
             kafka,
@@ -217,17 +217,20 @@ pub async fn run<W: Work>(
         let mut group_loop = Loop::new(&work, consumer, &publisher, &settings, &progress, &ready);
         let ended = group_loop.run(&stop).await;
         let committed_before = group_loop.commits > 0;
+        work.forget(&group_loop.partitions());
         let closed = group_loop.consumer.close(CLOSE_DEADLINE).await;
-        work.forget();
+        if let Err(error) = closed {
+            // Everything that was to be kept is in the lake by now.
+            tracing::warn!(group, %error, "the group was not left in time");
+        }
         match ended? {
-            Ended::Stopped => return closed.map_err(topic_error),
+            Ended::Stopped => return Ok(()),
+            Ended::Refused if stop.is_requested() => return Ok(()),
             Ended::Refused => {
                 refusals = if committed_before { 1 } else { refusals + 1 };
                 if refusals > REFUSALS_IN_A_ROW {
-                    return Err(IngestError::Fenced {
-                        group,
-                        count: refusals - 1,
-                    });
+                    let count = refusals - 1;
+                    return Err(IngestError::Fenced { group, count });
                 }
                 tracing::warn!(
                     group,
@@ -240,4 +243,4 @@ pub async fn run<W: Work>(
 }
 
 /// Longest time that leaving the group may take.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(3);
+const CLOSE_DEADLINE: Duration = Duration::from_millis(2_500);

@@ -16,13 +16,16 @@ use crate::topic::Record;
 pub struct Slot<Row> {
     offset: i64,
     state: State<Row>,
+    /// Bytes that the row holds, 0 without one.
+    weight: usize,
     record: Option<Arc<Record>>,
 }
 
 #[derive(Debug)]
 enum State<Row> {
     Unfinished,
-    Finished(Option<Row>),
+    /// Boxed: most records become nothing, and their slots may wait behind an unfinished one.
+    Finished(Option<Box<Row>>),
 }
 
 impl<Row> Slot<Row> {
@@ -31,6 +34,7 @@ impl<Row> Slot<Row> {
         Slot {
             offset,
             state: State::Unfinished,
+            weight: 0,
             record: None,
         }
     }
@@ -45,6 +49,8 @@ impl<Row> Slot<Row> {
 pub struct Taken<Row> {
     /// Rows, in the order of their records.
     pub rows: Vec<Row>,
+    /// Their weight.
+    pub weight: usize,
     /// The offset after the last record taken.
     pub next_offset: i64,
     /// Records taken that had not been counted as passed.
@@ -66,6 +72,7 @@ pub struct Partition<Row> {
     /// How many slots at the front are finished.
     ready: usize,
     ready_rows: usize,
+    ready_weight: usize,
     ready_held_bytes: usize,
     /// Records whose commit is on its way.
     in_commit: Vec<Arc<Record>>,
@@ -82,6 +89,7 @@ impl<Row> Partition<Row> {
             slots: VecDeque::new(),
             ready: 0,
             ready_rows: 0,
+            ready_weight: 0,
             ready_held_bytes: 0,
             in_commit: Vec::new(),
         }
@@ -107,6 +115,21 @@ impl<Row> Partition<Row> {
         self.ready_rows
     }
 
+    /// Their weight.
+    pub fn ready_weight(&self) -> usize {
+        self.ready_weight
+    }
+
+    /// Places that are taken.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Where the lake stands: what the next commit of this partition starts from.
+    pub fn committed_at(&self) -> Option<i64> {
+        self.committed
+    }
+
     /// Bytes of records that a commit would set free.
     pub fn ready_held_bytes(&self) -> usize {
         self.ready_held_bytes
@@ -130,19 +153,23 @@ impl<Row> Partition<Row> {
         }
     }
 
-    /// Fills a place. Answers how many records need nothing durable any more and were passed at once.
-    pub fn finish(&mut self, offset: i64, row: Option<Row>) -> u64 {
+    /// Fills a place with what became of its record, and the bytes that holds. Answers how many records need
+    /// nothing durable any more and were passed at once.
+    pub fn finish(&mut self, offset: i64, row: Option<(Row, usize)>) -> u64 {
         let Some(index) = self.index_of(offset) else {
             return 0;
         };
         let slot = &mut self.slots[index];
-        slot.state = State::Finished(row);
+        let (row, weight) = row.unzip();
+        slot.weight = weight.unwrap_or(0);
+        slot.state = State::Finished(row.map(Box::new));
         if matches!(slot.state, State::Finished(None)) {
             slot.record = None;
         }
         while let Some(slot) = self.slots.get(self.ready).filter(|slot| slot.is_finished()) {
             self.ready_rows += usize::from(matches!(slot.state, State::Finished(Some(_))));
-            self.ready_held_bytes += slot.record.as_ref().map_or(0, |record| record.bytes());
+            self.ready_weight += slot.weight;
+            self.ready_held_bytes += slot.record.as_ref().map_or(0, |record| record.share());
             self.ready += 1;
         }
         self.pass_what_needs_nothing()
@@ -152,6 +179,7 @@ impl<Row> Partition<Row> {
     pub fn take_ready(&mut self) -> Option<Taken<Row>> {
         let mut taken = Taken {
             rows: Vec::with_capacity(self.ready_rows),
+            weight: std::mem::take(&mut self.ready_weight),
             next_offset: 0,
             records: 0,
             held: Vec::new(),
@@ -161,7 +189,7 @@ impl<Row> Partition<Row> {
             taken.records += 1;
             taken.held.extend(slot.record);
             match slot.state {
-                State::Finished(row) => taken.rows.extend(row),
+                State::Finished(row) => taken.rows.extend(row.map(|row| *row)),
                 State::Unfinished => unreachable!("only finished slots are counted as ready"),
             }
         }
@@ -181,12 +209,8 @@ impl<Row> Partition<Row> {
     }
 
     /// Weight of the rows that wait here.
-    pub fn finished_weight(&self, weight: impl Fn(&Row) -> usize) -> usize {
-        let rows = self.slots.iter().filter_map(|slot| match &slot.state {
-            State::Finished(Some(row)) => Some(weight(row)),
-            State::Finished(None) | State::Unfinished => None,
-        });
-        rows.sum()
+    pub fn finished_weight(&self) -> usize {
+        self.slots.iter().map(|slot| slot.weight).sum()
     }
 
     fn pass_what_needs_nothing(&mut self) -> u64 {
@@ -223,10 +247,10 @@ mod tests {
     #[test]
     fn a_row_waits_for_the_records_before_it() {
         let mut partition = partition(Some(5), &[5, 6, 9]);
-        assert_eq!(partition.finish(9, Some(9)), 0);
-        assert_eq!(partition.finish(6, Some(6)), 0);
+        assert_eq!(partition.finish(9, Some((9, 1))), 0);
+        assert_eq!(partition.finish(6, Some((6, 1))), 0);
         assert!(partition.take_ready().is_none());
-        partition.finish(5, Some(5));
+        partition.finish(5, Some((5, 1)));
         let taken = partition.take_ready().unwrap();
         assert_eq!(
             (taken.rows, taken.next_offset, taken.records),
@@ -239,7 +263,7 @@ mod tests {
         let mut partition = partition(None, &[0, 1, 2]);
         assert_eq!(partition.finish(1, None), 0);
         assert_eq!(partition.finish(0, None), 2);
-        partition.finish(2, Some(2));
+        partition.finish(2, Some((2, 1)));
         let taken = partition.take_ready().unwrap();
         assert_eq!((taken.next_offset, taken.records), (3, 1));
     }
@@ -265,7 +289,7 @@ mod tests {
             let mut rows = Vec::new();
             for (offset, flush) in order.into_iter().zip(flush_after) {
                 finished.insert(offset);
-                partition.finish(offset, (!nothing.contains(&offset)).then_some(offset));
+                partition.finish(offset, (!nothing.contains(&offset)).then_some((offset, 1)));
                 if flush && let Some(taken) = partition.take_ready() {
                     prop_assert!((0..taken.next_offset).all(|before| finished.contains(&before)));
                     rows.extend(taken.rows);

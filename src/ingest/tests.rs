@@ -328,7 +328,7 @@ async fn a_poison_record_is_one_dead_letter_and_its_neighbours_are_rows() {
     );
     assert_eq!(
         world.ids(TableName::Conversations, "conversation_id").await,
-        [id.clone()]
+        std::slice::from_ref(id)
     );
 
     let settings = world.cluster.settings();

@@ -32,6 +32,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{self, Deadline};
+use super::record::RECORD_OVERHEAD_BYTES;
 use super::{Error, Record, Settings};
 use crate::telemetry;
 use reading::Reader;
@@ -411,9 +412,6 @@ impl Budget {
         self.free() >= self.whole / 4
     }
 }
-
-/// What a record costs beside its bytes: bounds the number of empty ones.
-const RECORD_OVERHEAD_BYTES: usize = 256;
 
 /// A share of the bound, given back when dropped.
 pub(super) struct Hold {

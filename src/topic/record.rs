@@ -100,6 +100,9 @@ impl fmt::Debug for Message<'_> {
     }
 }
 
+/// What a record costs beside its bytes: bounds the number of empty ones.
+pub(super) const RECORD_OVERHEAD_BYTES: usize = 256;
+
 /// A record that was read. It holds its share of the consumer's bound until it is dropped.
 pub struct Record {
     /// Where it was read from.
@@ -127,6 +130,11 @@ impl Record {
     /// Bytes of key, value and headers.
     pub fn bytes(&self) -> usize {
         self.key.as_ref().map_or(0, Bytes::len) + self.value.len() + self.headers.bytes()
+    }
+
+    /// What it takes of the consumer's bound.
+    pub fn share(&self) -> usize {
+        self.bytes() + RECORD_OVERHEAD_BYTES
     }
 
     /// Copies `message` into one allocation.
