@@ -14,7 +14,9 @@ use crate::lifecycle::{DRAIN_DEADLINE, Stop};
 use crate::telemetry::Dependency;
 use crate::topic::{self, Publisher, Topics};
 
-use super::{Exit, KAFKA_CHECK, KAFKA_PAUSE, Process, cores, create_topics, kafka, runtime};
+use super::{
+    Exit, KAFKA_CHECK, KAFKA_PAUSE, Process, cores, create_topics, kafka, open_lake, runtime,
+};
 
 pub(super) fn run(args: Ingest, secrets: &Secrets) -> anyhow::Result<Exit> {
     let api = api(&args.api, secrets)?;
@@ -29,7 +31,7 @@ async fn serve(
     settings: topic::Settings,
     topics: Topics,
 ) -> anyhow::Result<()> {
-    let lake = Arc::new(Lake::open(&args.lake, Access::Create).await?);
+    let lake = Arc::new(open_lake(&args.lake, Access::Create).await?);
     let mut process = Process::start("ingest", args.ops.ops_listen).await?;
     let api = Api::new(api, process.clock)?;
     process.readiness.dependency("lake").up();

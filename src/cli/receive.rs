@@ -25,7 +25,8 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let listener = bind(args.listen).await?;
     let mut process = Process::start("receive", args.ops.ops_listen).await?;
-    tracing::info!(listen = %listener.local_addr()?, public_url = %args.public_url, "receiving callbacks");
+    // Not the whole URL: its user and its query can hold secrets.
+    tracing::info!(listen = %listener.local_addr()?, path = args.public_url.path(), "receiving callbacks");
     let publisher = Publisher::start(&settings)?;
     let ready = process.readiness.dependency("kafka");
     process.tasks.spawn("readiness", {

@@ -168,7 +168,9 @@ impl EnricherWork {
                     self.api_up.down(error.to_string());
                     tokio::time::sleep(OUTAGE_PAUSE).await;
                 }
-                Err(EnrichError::Stop(error)) => return Outcome::Stop(error.to_string()),
+                Err(EnrichError::Stop(error)) => {
+                    return Outcome::Stop(format!("{error}; the conversation stays in the topic"));
+                }
                 Err(EnrichError::Dead {
                     reason,
                     attempts,
