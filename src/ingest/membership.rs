@@ -237,10 +237,9 @@ impl<'a, W: Work> Loop<'a, W> {
             let topics = self.settings.topics.clone();
             self.working.push(Box::pin(async move {
                 let stage = work.stage();
-                let mut outcome = work.process(Arc::clone(&record)).await;
-                if let Outcome::Dead(dead) = outcome {
-                    set_aside(&publisher, &topics, &record, &dead, stage).await;
-                    outcome = Outcome::Nothing;
+                let outcome = work.process(Arc::clone(&record)).await;
+                if let Outcome::Dead(dead) = &outcome {
+                    set_aside(&publisher, &topics, &record, dead, stage).await;
                 }
                 Finished {
                     partition: number,
@@ -263,7 +262,11 @@ impl<'a, W: Work> Loop<'a, W> {
         };
         let row = match finished.outcome {
             Outcome::Row(row) => Some(row),
-            Outcome::Nothing | Outcome::Dead(_) => None,
+            Outcome::Nothing => None,
+            Outcome::Dead(_) => {
+                partition.set_aside(finished.offset);
+                None
+            }
             Outcome::Stop(reason) => {
                 return Err(IngestError::Stopped {
                     group: self.settings.group.clone(),
@@ -273,6 +276,8 @@ impl<'a, W: Work> Loop<'a, W> {
         };
         if let Some(row) = &row {
             self.finished_weight += W::weight(row);
+        }
+        if row.is_some() || partition.has_letter() {
             self.flush_at
                 .get_or_insert_with(|| Instant::now() + self.settings.flush_interval);
         }
@@ -294,20 +299,15 @@ impl<'a, W: Work> Loop<'a, W> {
                     || held >= self.settings.max_in_flight_bytes as usize / 2))
     }
 
-    /// Takes what is finished in order and starts its commit. Positions without rows wait for the idle
-    /// interval.
+    /// Takes what is finished in order and starts its commit. Positions without rows or
+    /// dead letters wait for the idle interval.
     fn start_flush(&mut self) {
         self.flush_at = None;
         let mut rows = Vec::new();
         let mut positions = Vec::new();
         let mut covers = Vec::new();
         let idle_is_over = self.last_commit.elapsed() >= IDLE_COMMIT_INTERVAL;
-        if !idle_is_over
-            && self
-                .partitions
-                .values()
-                .all(|partition| partition.ready_rows() == 0)
-        {
+        if !idle_is_over && !self.partitions.values().any(Partition::is_due) {
             self.rearm();
             return;
         }
@@ -338,9 +338,9 @@ impl<'a, W: Work> Loop<'a, W> {
         });
     }
 
-    /// Finished rows that still wait behind an unfinished record keep a deadline.
+    /// Finished rows and dead letters that still wait behind an unfinished record keep a deadline.
     fn rearm(&mut self) {
-        if self.finished_weight > 0 {
+        if self.finished_weight > 0 || self.partitions.values().any(Partition::has_letter) {
             self.flush_at = Some(Instant::now() + self.settings.flush_interval);
         }
     }
@@ -368,12 +368,7 @@ impl<'a, W: Work> Loop<'a, W> {
 
     async fn flush_everything_finished(&mut self) -> Result<Option<Ended>, IngestError> {
         for start in [false, true] {
-            if start
-                && self
-                    .partitions
-                    .values()
-                    .any(|partition| partition.ready_rows() > 0)
-            {
+            if start && self.partitions.values().any(Partition::is_due) {
                 self.start_flush();
             }
             if self.flush.is_some() {

@@ -86,6 +86,40 @@ async fn a_poison_record_is_one_dead_letter_and_its_neighbours_are_kept() {
     publisher.close(STOP_LIMIT).await.unwrap();
 }
 
+/// Nothing else moves the position: the poison is the last record of its partition.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_is_not_set_aside_again_after_a_clean_stop() {
+    let Some((python, kafka)) = parts().await else {
+        return;
+    };
+    let folder = folder();
+    let lake = folder.path().join("lake");
+    let api = Api::start(|_| None).await;
+    let publisher = publisher(&kafka).await;
+    let events = "select kafka_offset as offset from events order by all";
+    publish(&publisher, "one", opened("one").as_bytes()).await;
+    let mut first = ingest(&kafka, &lake, api.address()).await;
+    in_lake(python, &lake, events, &json!([{"offset": 0}]), LAKE_LIMIT).await;
+    publish(&publisher, "one", b"poison").await;
+    until(
+        "the dead letter",
+        LAKE_LIMIT,
+        async || match dead_letters(&kafka).len() {
+            1 => Ok(()),
+            other => Err(format!("{other} dead letters")),
+        },
+    )
+    .await;
+    first.stop().await;
+    publish(&publisher, "one", opened("one").as_bytes()).await;
+    let mut second = ingest(&kafka, &lake, api.address()).await;
+    let want = json!([{"offset": 0}, {"offset": 2}]);
+    in_lake(python, &lake, events, &want, LAKE_LIMIT).await;
+    second.stop().await;
+    publisher.close(STOP_LIMIT).await.unwrap();
+    assert_eq!(dead_letters(&kafka).len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_make_no_sense_cost_their_own_conversation_and_no_other() {
     const HTML: &str = "<html><body>502, said the proxy with a 200</body></html>";
