@@ -49,7 +49,10 @@ pub enum ApiError {
         calls: u32,
     },
     /// 401 or 403.
-    #[error("the API refuses the credentials ({status}); check the account SID, token or key")]
+    #[error(
+        "the API refuses the credentials ({status}); check TWILIO_API_KEY and TWILIO_API_SECRET, or \
+         TWILIO_ACCOUNT_SID and TWILIO_AUTH_TOKEN"
+    )]
     Unauthorized {
         /// 401 or 403.
         status: u16,

@@ -26,7 +26,7 @@ use crate::topic::{EmbeddedCluster, Publisher, Topics};
 use crate::{receive, topic, verify};
 
 use super::ingest::{Groups, Watched};
-use super::{Exit, PUBLISHER_DRAIN, Process, bind, block_on, cores, kafka_at, print};
+use super::{Exit, PUBLISHER_DRAIN, Process, bind, block_on, cores, kafka_at, open_lake, print};
 
 /// Records that either group may be behind before the emulator is held back: far below what the embedded
 /// cluster keeps of a partition (5 MB).
@@ -140,7 +140,7 @@ impl World {
         kafka: Option<(topic::Settings, Topics)>,
         embedded: &mut Option<EmbeddedCluster>,
     ) -> anyhow::Result<World> {
-        let lake = Arc::new(Lake::open(&args.lake, Access::Create).await?);
+        let lake = Arc::new(open_lake(&args.lake, Access::Create).await?);
         process.readiness.dependency("lake").up();
         let (settings, topics) = match kafka {
             Some((settings, topics)) => {

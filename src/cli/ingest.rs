@@ -15,7 +15,8 @@ use crate::telemetry::Dependency;
 use crate::topic::{self, Publisher, Topics};
 
 use super::{
-    Exit, KAFKA_CHECK, KAFKA_PAUSE, PUBLISHER_DRAIN, Process, block_on, cores, create_topics, kafka,
+    Exit, KAFKA_CHECK, KAFKA_PAUSE, PUBLISHER_DRAIN, Process, block_on, cores, create_topics,
+    kafka, open_lake,
 };
 
 pub(super) fn run(args: Ingest, secrets: &Secrets) -> anyhow::Result<Exit> {
@@ -31,7 +32,7 @@ async fn serve(
     settings: topic::Settings,
     topics: Topics,
 ) -> anyhow::Result<()> {
-    let lake = Arc::new(Lake::open(&args.lake, Access::Create).await?);
+    let lake = Arc::new(open_lake(&args.lake, Access::Create).await?);
     let mut process = Process::start("ingest", args.ops.ops_listen).await?;
     let api = Api::new(api, process.clock)?;
     process.readiness.dependency("lake").up();

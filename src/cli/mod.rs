@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 
 use crate::config::args::{Command, KafkaArgs, KafkaProperty, TopicArgs};
 use crate::config::{self, Invalid};
+use crate::lake::{Access, Lake};
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
 use crate::telemetry::{self, Readiness};
 use crate::topic::{self, Topics};
@@ -191,6 +192,12 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// Opens the lake; not every error of it names the folder.
+async fn open_lake(location: &str, access: Access) -> anyhow::Result<Lake> {
+    let lake = Lake::open(location, access).await;
+    lake.map_err(|error| anyhow::Error::from(error).context(format!("--lake {location}")))
+}
+
 /// Client settings of `--kafka` and `--kafka-property`, checked by librdkafka without connecting.
 fn kafka(args: &KafkaArgs) -> anyhow::Result<(topic::Settings, Topics)> {
     kafka_at(args.kafka.clone(), &args.topics)
@@ -210,7 +217,7 @@ fn kafka_at(brokers: String, topics: &TopicArgs) -> anyhow::Result<(topic::Setti
     };
     settings
         .validate()
-        .map_err(|error| Invalid(format!("--kafka-property: {error}")))?;
+        .map_err(|error| Invalid(error.to_string()))?;
     Ok((settings, Topics::named(&topics.topic)))
 }
 

@@ -26,6 +26,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let listener = bind(args.listen).await?;
     let mut process = Process::start("receive", args.ops.ops_listen).await?;
+    // Not the whole URL: its user and its query can hold secrets.
     tracing::info!(listen = %listener.local_addr()?, path = args.public_url.path(), "receiving callbacks");
     let publisher = Publisher::start(&settings)?;
     let ready = process.readiness.dependency("kafka");

@@ -3,11 +3,11 @@
 use crate::api::Api;
 use crate::config::Secrets;
 use crate::config::args::Verify;
-use crate::lake::{Access, Lake};
+use crate::lake::Access;
 use crate::lifecycle::Clock;
 use crate::verify::{Report, verify};
 
-use super::{Exit, block_on, cores, print};
+use super::{Exit, block_on, cores, open_lake, print};
 
 /// Conversations that are named in the text; the JSON names all.
 const NAMED: usize = 50;
@@ -15,7 +15,7 @@ const NAMED: usize = 50;
 pub(super) fn run(args: Verify, secrets: &Secrets) -> anyhow::Result<Exit> {
     let api = super::ingest::api(&args.api, secrets)?;
     let report = block_on(cores(), async {
-        let lake = Lake::open(&args.lake, Access::Existing).await?;
+        let lake = open_lake(&args.lake, Access::Existing).await?;
         anyhow::Ok(verify(&lake, &Api::new(api, Clock::system())?).await?)
     })?;
     if args.json {

@@ -17,6 +17,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, FromArgMatches};
 
 use args::Cli;
@@ -169,7 +170,9 @@ fn load_from(
             None => BTreeMap::new(),
         };
     let command = command_with_defaults(&file)?;
-    let matches = command.try_get_matches_from(arguments)?;
+    let matches = command
+        .try_get_matches_from(arguments)
+        .map_err(without_secret)?;
     let cli = Cli::from_arg_matches(&matches)?;
     let mut secrets = Secrets::default();
     for name in SECRET_NAMES {
@@ -180,6 +183,21 @@ fn load_from(
         }
     }
     Ok((cli, secrets))
+}
+
+/// A refused value is repeated in the error, unless it may hold a secret: a property of Kafka, a URL with
+/// a user in it.
+fn without_secret(mut error: clap::Error) -> clap::Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let property = text(ContextKind::InvalidArg).starts_with("--kafka-property");
+    if property || text(ContextKind::InvalidValue).contains('@') {
+        let hidden = ContextValue::String("[not shown]".to_owned());
+        error.insert(ContextKind::InvalidValue, hidden);
+    }
+    error
 }
 
 fn file_key(variable: &str) -> String {

@@ -195,8 +195,11 @@ impl EnricherWork {
                         .down(format!("{:#}", anyhow::Error::from(error)));
                     tokio::time::sleep(OUTAGE_PAUSE).await;
                 }
-                Err(error @ EnrichError::Stop(_)) => {
-                    return Outcome::Stop(format!("{:#}", anyhow::Error::from(error)));
+                Err(EnrichError::Stop(error)) => {
+                    let error = anyhow::Error::from(error);
+                    return Outcome::Stop(format!(
+                        "{error:#}; the conversation stays in the topic"
+                    ));
                 }
                 Err(EnrichError::Dead {
                     reason,

@@ -260,10 +260,9 @@ impl<'a, W: Work> Loop<'a, W> {
             let ready = self.ready.clone();
             self.working.push(Box::pin(async move {
                 let stage = work.stage();
-                let mut outcome = work.process(Arc::clone(&record)).await;
-                if let Outcome::Dead(dead) = outcome {
-                    set_aside(&publisher, &topics, &record, &dead, stage, &ready).await;
-                    outcome = Outcome::Nothing;
+                let outcome = work.process(Arc::clone(&record)).await;
+                if let Outcome::Dead(dead) = &outcome {
+                    set_aside(&publisher, &topics, &record, dead, stage, &ready).await;
                 }
                 Finished {
                     partition: number,
@@ -289,7 +288,11 @@ impl<'a, W: Work> Loop<'a, W> {
                 let weight = W::weight(&row);
                 Some((row, weight))
             }
-            Outcome::Nothing | Outcome::Dead(_) => None,
+            Outcome::Nothing => None,
+            Outcome::Dead(_) => {
+                partition.set_aside(finished.offset);
+                None
+            }
             Outcome::Stop(reason) => {
                 return Err(IngestError::Stopped {
                     group: self.settings.group.clone(),
@@ -299,6 +302,8 @@ impl<'a, W: Work> Loop<'a, W> {
         };
         if let Some((_, weight)) = &row {
             self.finished_weight += weight;
+        }
+        if row.is_some() || partition.has_letter() {
             self.flush_at
                 .get_or_insert_with(|| Instant::now() + self.settings.flush_interval);
         }
@@ -318,12 +323,11 @@ impl<'a, W: Work> Loop<'a, W> {
                 || sum(Partition::ready_held_bytes) >= in_flight_limit / 2)
     }
 
-    /// Takes what is finished in order and starts its commit. Positions without rows wait for the idle
-    /// interval.
+    /// Takes what is finished in order and starts its commit. Positions without rows or
+    /// dead letters wait for the idle interval.
     fn start_flush(&mut self) {
         let idle_is_over = self.last_commit.elapsed() >= IDLE_COMMIT_INTERVAL;
-        let rows_are_ready = self.partitions.values().any(|it| it.ready_rows() > 0);
-        if rows_are_ready || idle_is_over {
+        if idle_is_over || self.partitions.values().any(Partition::is_due) {
             self.take_and_commit();
         }
         self.rearm();
@@ -366,10 +370,10 @@ impl<'a, W: Work> Loop<'a, W> {
         });
     }
 
-    /// Finished rows that wait behind an unfinished record keep a deadline: soon after a flush that had to
+    /// Finished rows and dead letters that wait behind an unfinished record keep a deadline: soon after a flush that had to
     /// leave them, once, so that few commits are small; then the flush interval again.
     fn rearm(&mut self) {
-        let left = self.finished_weight > 0;
+        let left = self.finished_weight > 0 || self.partitions.values().any(Partition::has_letter);
         self.follow_up = left && !self.follow_up;
         let interval = self.settings.flush_interval;
         let wait = if self.follow_up {
@@ -403,12 +407,7 @@ impl<'a, W: Work> Loop<'a, W> {
 
     async fn flush_everything_finished(&mut self) -> Result<Option<Ended>, IngestError> {
         for start in [false, true] {
-            if start
-                && self
-                    .partitions
-                    .values()
-                    .any(|partition| partition.ready_rows() > 0)
-            {
+            if start && self.partitions.values().any(Partition::is_due) {
                 self.start_flush();
             }
             if self.flush.is_some() {

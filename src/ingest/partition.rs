@@ -76,6 +76,8 @@ pub struct Partition<Row> {
     ready_held_bytes: usize,
     /// Records whose commit is on its way.
     in_commit: Vec<Arc<Record>>,
+    /// The last record that became a dead letter, until the lake's position is behind it.
+    letter: Option<i64>,
 }
 
 impl<Row> Partition<Row> {
@@ -92,6 +94,7 @@ impl<Row> Partition<Row> {
             ready_weight: 0,
             ready_held_bytes: 0,
             in_commit: Vec::new(),
+            letter: None,
         }
     }
 
@@ -108,6 +111,26 @@ impl<Row> Partition<Row> {
     /// Records before this are passed, or their commit is on its way; `None` before the first.
     pub fn stands(&self) -> Option<i64> {
         self.committed.max(self.next)
+    }
+
+    /// The record at `offset` is a dead letter: until the position is behind it in the lake, whoever reads
+    /// on from there sets it aside again.
+    pub fn set_aside(&mut self, offset: i64) {
+        self.letter = self.letter.max(Some(offset));
+    }
+
+    /// Whether a dead letter waits for the position.
+    pub fn has_letter(&self) -> bool {
+        self.letter.is_some()
+    }
+
+    /// Whether a commit now has something that must not wait long: rows, or the position of a dead letter.
+    pub fn is_due(&self) -> bool {
+        let end = match self.ready.checked_sub(1) {
+            Some(last) => Some(self.slots[last].offset + 1),
+            None => self.next,
+        };
+        self.ready_rows > 0 || self.letter.is_some_and(|letter| end > Some(letter))
     }
 
     /// Rows that a commit could take now.
@@ -205,6 +228,7 @@ impl<Row> Partition<Row> {
     /// The commit up to `next_offset` is durable.
     pub fn committed(&mut self, next_offset: i64) {
         self.committed = Some(next_offset);
+        self.letter = self.letter.filter(|letter| *letter >= next_offset);
         self.in_commit.clear();
     }
 
@@ -275,6 +299,19 @@ mod tests {
         assert_eq!(partition.take_ready().unwrap().next_offset, 1);
         partition.committed(1);
         assert!(partition.take_ready().is_none());
+    }
+
+    #[test]
+    fn a_dead_letter_is_due_until_the_position_is_behind_it() {
+        let mut partition = partition(Some(0), &[0, 1]);
+        partition.finish(1, None);
+        partition.set_aside(1);
+        assert!(partition.has_letter() && !partition.is_due());
+        partition.finish(0, None);
+        assert!(partition.is_due());
+        assert_eq!(partition.take_ready().unwrap().next_offset, 2);
+        partition.committed(2);
+        assert!(!partition.has_letter() && !partition.is_due());
     }
 
     proptest! {

@@ -64,7 +64,9 @@ pub enum Error {
         problem: &'static str,
     },
     /// The properties do not fit together, or name a file that cannot be read.
-    #[error("Kafka's client cannot be set up from these settings: {reason}; correct them")]
+    #[error(
+        "Kafka's client cannot be set up from --kafka and --kafka-property: {reason}; correct them"
+    )]
     Client {
         /// librdkafka's own sentence.
         reason: String,

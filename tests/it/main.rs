@@ -27,5 +27,11 @@ mod pipeline;
 // What a SIGTERM may not lose.
 mod stop;
 
+// What others do wrong: poison, an API that lies, Kafka and credentials that are not there.
+mod faults;
+
+// The command line: wrong use, help, pipes, exit codes.
+mod cli;
+
 // Requests signed by Twilio's own code.
 mod twilio_sdk;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use reqwest::{Client, redirect};
+use reqwest::{Client, Response, redirect};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
@@ -33,7 +33,15 @@ pub(crate) async fn get_json(url: &str) -> serde_json::Value {
 
 /// A JSON callback's status.
 pub(crate) async fn post_callback(client: &Client, callback: &Callback) -> Result<u16, String> {
-    let answer = client
+    Ok(send_callback(client, callback).await?.status().as_u16())
+}
+
+/// A JSON callback's whole answer.
+pub(crate) async fn send_callback(
+    client: &Client,
+    callback: &Callback,
+) -> Result<Response, String> {
+    client
         .post(&callback.url)
         .header("content-type", "application/json")
         .header("x-twilio-signature", &callback.signature)
@@ -41,8 +49,7 @@ pub(crate) async fn post_callback(client: &Client, callback: &Callback) -> Resul
         .body(callback.body.clone())
         .send()
         .await
-        .map_err(whole)?;
-    Ok(answer.status().as_u16())
+        .map_err(whole)
 }
 
 /// A request as Twilio would send it.

@@ -10,6 +10,7 @@ pub(crate) mod parts;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod roles;
+pub(crate) mod scripted;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};

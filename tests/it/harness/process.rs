@@ -133,6 +133,26 @@ impl Process {
         self.stdout.text()
     }
 
+    /// What it has written to standard error; all of it once it has ended.
+    pub(crate) fn stderr(&mut self) -> String {
+        if self.exited().is_some() {
+            self.stderr.finish();
+        }
+        self.stderr.text()
+    }
+
+    /// The most memory that it has held so far (`VmHWM` of Linux's `/proc`), in bytes; it must be running.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+        kilobytes
+            .unwrap_or_else(|| panic!("{}: {status}", self.name))
+            .parse::<u64>()
+            .unwrap()
+            * 1024
+    }
+
     /// All that it has written, under its name.
     pub(crate) fn report(&mut self) -> String {
         if self.exited().is_some() {

@@ -25,8 +25,15 @@ pub(crate) struct Receiver {
 impl Receiver {
     /// Starts one that makes the topics, and waits until it is ready.
     pub(crate) async fn start(kafka: &Kafka) -> Receiver {
+        let (mut receiver, ops) = Receiver::spawn(kafka.address());
+        receiver.process.wait_ready(&ops).await;
+        receiver
+    }
+
+    /// The same without the wait; with the address of its ops listener.
+    pub(crate) fn spawn(kafka: &str) -> (Receiver, String) {
         let (address, ops) = (free_address(), free_address());
-        let mut process = convolake(
+        let process = convolake(
             &[
                 "receive",
                 "--listen",
@@ -36,7 +43,7 @@ impl Receiver {
                 "--ops-listen",
                 &ops,
                 "--kafka",
-                kafka.address(),
+                kafka,
                 "--topic",
                 TOPIC,
                 "--create-topics",
@@ -45,8 +52,7 @@ impl Receiver {
             ],
             ACCOUNT,
         );
-        process.wait_ready(&ops).await;
-        Receiver { process, address }
+        (Receiver { process, address }, ops)
     }
 }
 
@@ -57,34 +63,45 @@ pub(crate) fn callback(address: &str, body: String) -> Callback {
 
 /// Starts `convolake ingest` into `lake` and waits until it is ready.
 pub(crate) async fn ingest(kafka: &Kafka, lake: &Path, api: &str) -> Process {
-    let ops = free_address();
-    let api_url = format!("http://{api}");
-    let mut process = convolake(
-        &[
-            "ingest",
-            "--ops-listen",
-            &ops,
-            "--kafka",
-            kafka.address(),
-            "--topic",
-            TOPIC,
-            "--group",
-            "convolake-it",
-            "--lake",
-            arg(lake),
-            "--api-url",
-            &api_url,
-            "--flush-interval",
-            "1s",
-            "--settle",
-            "500ms",
-            "--requests-per-second",
-            "2000",
-        ],
-        ACCOUNT,
-    );
+    let (mut process, ops) = spawn_ingest(kafka.address(), lake, api, ACCOUNT, &[]);
     process.wait_ready(&ops).await;
     process
+}
+
+/// The same without the wait, with other credentials and further flags; with the address of its ops
+/// listener.
+pub(crate) fn spawn_ingest(
+    kafka: &str,
+    lake: &Path,
+    api: &str,
+    credentials: &[(&str, &str)],
+    flags: &[&str],
+) -> (Process, String) {
+    let ops = free_address();
+    let api_url = format!("http://{api}");
+    let own = [
+        "ingest",
+        "--ops-listen",
+        &ops,
+        "--kafka",
+        kafka,
+        "--topic",
+        TOPIC,
+        "--group",
+        "convolake-it",
+        "--lake",
+        arg(lake),
+        "--api-url",
+        &api_url,
+        "--flush-interval",
+        "1s",
+        "--settle",
+        "500ms",
+        "--requests-per-second",
+        "2000",
+    ];
+    let process = convolake(&[&own, flags].concat(), credentials);
+    (process, ops)
 }
 
 /// `convolake emulate`.
@@ -104,25 +121,32 @@ impl Orchestrator {
         seed: u64,
         rate: u32,
     ) -> Orchestrator {
+        let rate = rate.to_string();
+        let flags = [
+            "--callback-url",
+            PUBLIC_URL,
+            "--callback-connect",
+            connect,
+            "--rate",
+            &rate,
+        ];
+        Orchestrator::with(conversations, seed, &flags).await
+    }
+
+    /// The same with these further flags instead of a rate and callbacks.
+    pub(crate) async fn with(conversations: usize, seed: u64, flags: &[&str]) -> Orchestrator {
         let address = free_address();
-        let mut process = convolake(
-            &[
-                "emulate",
-                "--listen",
-                &address,
-                "--callback-url",
-                PUBLIC_URL,
-                "--callback-connect",
-                connect,
-                "--conversations",
-                &conversations.to_string(),
-                "--seed",
-                &seed.to_string(),
-                "--rate",
-                &rate.to_string(),
-            ],
-            ACCOUNT,
-        );
+        let (conversations, seed) = (conversations.to_string(), seed.to_string());
+        let own = [
+            "emulate",
+            "--listen",
+            &address,
+            "--conversations",
+            &conversations,
+            "--seed",
+            &seed,
+        ];
+        let mut process = convolake(&[&own, flags].concat(), ACCOUNT);
         let truth = format!("http://{address}/emulator/truth");
         process.wait_answer(&truth).await;
         Orchestrator { process, address }
