@@ -15,6 +15,7 @@
 //! Fails with [`Error`]: an address that cannot be bound, an option that makes no sense.
 
 mod callbacks;
+mod configuration;
 mod drive;
 mod listing;
 mod pages;
