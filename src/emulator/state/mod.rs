@@ -1,9 +1,11 @@
 //! The Orchestrator's state machine: a command and a time in, a new state and effects out.
 //!
 //! Owns every rule of a conversation's life (`ACTIVE → INACTIVE → CLOSED`, the way back on new traffic,
-//! the immutability of what is closed, one communication per `resourceId`). Refuses I/O, clocks and
-//! randomness: ids and times arrive in the command, callbacks leave as [`Effect`]s that somebody else
-//! sends. Requests over REST and generated traffic go through the same [`State::apply`].
+//! the immutability of what is closed, one communication per `resourceId`), and which closed conversations
+//! make room for new ones; `entry` is one conversation, `control` the account's control plane, `command` the
+//! vocabulary. Refuses I/O, clocks and randomness: ids and times arrive in the command, callbacks leave as
+//! [`Effect`]s that somebody else sends. Requests over REST, generated traffic and the passing of time go
+//! through the same [`State::apply`].
 //!
 //! Guarantees: a refused command changes nothing. A closed conversation never changes. A communication
 //! is in one conversation. Each change of state is announced once, to the callbacks that the
@@ -12,20 +14,33 @@
 //!
 //! Fails with [`Refusal`], which `rest` turns into Twilio's error bodies.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod command;
+mod control;
+mod entry;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use jiff::Timestamp;
-use serde::Serialize;
+use jiff::{SignedDuration, Timestamp};
 
+use super::configuration::Configuration;
 use super::resource::{
     Address, Channel, Communication, Conversation, DeliveryStatus, NewCommunication,
-    NewParticipant, Participant, Status, StatusCallback, rfc3339,
+    NewParticipant, Status, StatusCallback,
 };
 use crate::event::event_type;
 
-/// Conversations kept; about 1 kB a communication, so memory ends far earlier on a laptop.
+pub(crate) use self::command::{
+    Announcement, Applied, Change, Command, Effect, MetadataChange, Refusal,
+};
+use self::control::Operations;
+pub(crate) use self::control::{
+    ConfigurationChange, Configurations, Operation, Progress, Related, Request, related,
+};
+pub(crate) use self::entry::Entry;
+
+/// Conversations at once, living ones included; about 1 kB a communication.
 pub(crate) const MAX_CONVERSATIONS: usize = 1_000_000;
 /// Communications of one conversation.
 pub(crate) const MAX_COMMUNICATIONS: usize = 1_000_000;
@@ -36,149 +51,68 @@ pub(crate) const MAX_CREATED_PARTICIPANTS: usize = 50;
 /// Entries of `metadata` (Twilio's limit, npm `twilio` 6.2).
 pub(crate) const MAX_METADATA_ENTRIES: usize = 8;
 
-/// What can be asked of the Orchestrator. Ids of new resources come with the command.
-#[derive(Debug, Clone)]
-pub(crate) enum Command {
-    /// Opens a conversation.
-    Open {
-        id: Arc<str>,
-        configuration_id: Arc<str>,
-        name: Option<Arc<str>>,
-        metadata: BTreeMap<String, String>,
-        participants: Vec<(Arc<str>, NewParticipant)>,
-    },
-    /// Adds a participant.
-    Join {
-        conversation: Arc<str>,
-        id: Arc<str>,
-        participant: NewParticipant,
-    },
-    /// Captures a communication; where its `resourceId` is known already, updates that one.
-    Capture {
-        conversation: Arc<str>,
-        id: Arc<str>,
-        communication: NewCommunication,
-    },
-    /// Reports how far a communication got, to all its recipients.
-    Deliver {
-        conversation: Arc<str>,
-        communication: Arc<str>,
-        status: DeliveryStatus,
-    },
-    /// Changes a conversation's own fields, all of them or none.
-    Change {
-        conversation: Arc<str>,
-        change: Change,
-    },
-}
-
-/// Fields of a conversation to change; `None` leaves one as it is.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Change {
-    pub(crate) status: Option<Status>,
-    /// `Some(None)` takes the name away.
-    pub(crate) name: Option<Option<Arc<str>>>,
-    pub(crate) callbacks: Option<Arc<[StatusCallback]>>,
-    /// A merge patch: `None` takes an entry away.
-    pub(crate) metadata: BTreeMap<String, Option<String>>,
-}
-
-/// What the world outside has to do after a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// Tell the conversation's callbacks.
-    Announce(Announcement),
-}
-
-/// One event, for every URL that the conversation announces itself to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Announcement {
-    pub(crate) conversation_id: Arc<str>,
-    /// 0.. in the conversation, counting events that nobody listened to as well.
-    pub(crate) sequence: u32,
-    pub(crate) event_type: &'static str,
-    /// The callback's JSON.
-    pub(crate) body: Bytes,
-    /// Never empty.
-    pub(crate) callbacks: Arc<[StatusCallback]>,
-}
-
-/// A command that was carried out.
-#[derive(Debug)]
-pub(crate) struct Applied {
-    /// The resource that it made or changed.
-    pub(crate) id: Arc<str>,
-    pub(crate) effects: Vec<Effect>,
-}
-
-/// Why a command was not carried out.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    /// Nothing has this id.
-    #[error("there is no such {0}")]
-    NotFound(&'static str),
-    /// CLOSED is final.
-    #[error("the conversation is closed and cannot change; open a new one")]
-    Closed,
-    /// The grouping finds a living conversation of the same participants.
-    #[error("a living conversation has the same participants")]
-    Conflict { living: Arc<str> },
-    /// An id that exists already.
-    #[error("a {0} with this id exists already")]
-    Taken(&'static str),
-    /// A limit of this file.
-    #[error("there are {limit} {what} already, the most that are kept")]
-    TooMany { what: &'static str, limit: usize },
-}
-
-/// A conversation with all that belongs to it.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) conversation: Conversation,
-    pub(crate) participants: Vec<Participant>,
-    /// In the order of capture.
-    pub(crate) communications: Vec<Communication>,
-    /// Channels seen in addresses and authors.
-    pub(crate) channels: BTreeSet<Channel>,
-    /// Calls and chats seen in addresses and communications.
-    pub(crate) channel_ids: BTreeSet<Arc<str>>,
-    /// `resourceId` to position; emptied at the close, after which nothing is captured.
-    resources: HashMap<Arc<str>, u32>,
-    sequence: u32,
-    /// Time of the last command, which no later one may precede.
-    latest: Timestamp,
-}
-
-/// How much there is.
+/// How much there is, and was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
+    /// Ever opened.
     pub(crate) conversations: u64,
+    /// Ever closed.
     pub(crate) closed: u64,
+    /// Ever captured.
     pub(crate) communications: u64,
+    /// Closed conversations that made room for newer ones.
+    pub(crate) evicted: u64,
 }
 
-/// All conversations of one account.
+/// What a machine begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) account_id: Arc<str>,
+    /// Callbacks of the configuration that is there from the start.
+    pub(crate) callbacks: Arc<[StatusCallback]>,
+    /// When that configuration was created.
+    pub(crate) since: Timestamp,
+    /// How long operations take.
+    pub(crate) operation_delay: SignedDuration,
+    /// Conversations kept; past it the ones that closed first make room.
+    pub(crate) keep_conversations: usize,
+}
+
+/// All conversations of one account, and its control plane.
 #[derive(Debug)]
 pub(crate) struct State {
     account_id: Arc<str>,
-    /// What a new conversation copies from its configuration.
-    default_callbacks: Arc<[StatusCallback]>,
-    conversations: Vec<Entry>,
-    by_id: HashMap<Arc<str>, u32>,
-    communications: HashMap<Arc<str>, (u32, u32)>,
-    living: BTreeSet<u32>,
+    configurations: Configurations,
+    operations: Operations,
+    /// By the order of creation; what was deleted or evicted leaves its number unused. Shared with readers
+    /// only once it is closed, after which nobody changes it.
+    conversations: BTreeMap<u64, Arc<Entry>>,
+    by_id: HashMap<Arc<str>, u64>,
+    communications: HashMap<Arc<str>, (u64, u32)>,
+    living: BTreeSet<u64>,
+    /// In the order of their closes.
+    closed: VecDeque<u64>,
+    keep_conversations: usize,
+    tally: Tally,
 }
 
 impl State {
-    /// No conversations yet.
-    pub(crate) fn new(account_id: Arc<str>, default_callbacks: Arc<[StatusCallback]>) -> Self {
+    /// No conversations yet, and the configuration
+    /// [`CONFIGURATION_ID`](super::configuration::CONFIGURATION_ID).
+    pub(crate) fn new(setup: Setup) -> Self {
+        let mut configurations = Configurations::default();
+        configurations.add(Configuration::dev(setup.callbacks, setup.since));
         State {
-            account_id,
-            default_callbacks,
-            conversations: Vec::new(),
+            account_id: setup.account_id,
+            configurations,
+            operations: Operations::new(setup.operation_delay),
+            conversations: BTreeMap::new(),
             by_id: HashMap::new(),
             communications: HashMap::new(),
             living: BTreeSet::new(),
+            closed: VecDeque::new(),
+            keep_conversations: setup.keep_conversations,
+            tally: Tally::default(),
         }
     }
 
@@ -192,13 +126,15 @@ impl State {
                 metadata,
                 participants,
             } => {
+                let configuration = self.configurations.current(&configuration_id);
+                let configuration = configuration.ok_or(Refusal::NotFound("configuration"))?;
                 let conversation = Conversation {
                     id,
-                    configuration_id,
+                    configuration: Arc::clone(configuration),
                     status: Status::Active,
                     name,
                     metadata,
-                    callbacks: Arc::clone(&self.default_callbacks),
+                    callbacks: Arc::clone(&configuration.settings.status_callbacks),
                     created_at: at,
                     updated_at: at,
                 };
@@ -214,6 +150,15 @@ impl State {
                 let at = entry.advance(at);
                 entry.join(id, participant, &account_id, at)
             }
+            Command::Replace {
+                conversation,
+                participant,
+                new,
+            } => {
+                let (_, entry) = self.living_entry(&conversation)?;
+                let at = entry.advance(at);
+                entry.replace(&participant, new, at)
+            }
             Command::Capture {
                 conversation,
                 id,
@@ -228,7 +173,26 @@ impl State {
                 conversation,
                 change,
             } => self.change(&conversation, change, at),
+            Command::Begin {
+                operation,
+                request,
+                key,
+            } => self.begin(operation, request, key, at),
+            Command::Tick => Ok(self.tick(at)),
         }
+    }
+
+    /// When something happens next by itself, unless a command changes that.
+    pub(crate) fn due(&self) -> Option<Timestamp> {
+        self.operations.due()
+    }
+
+    /// Lets everything happen that is due until `at`, each thing at its own time.
+    fn tick(&mut self, at: Timestamp) -> Applied {
+        while let Some(due) = self.due().filter(|due| *due <= at) {
+            self.end_operation(due);
+        }
+        Applied::quiet("".into())
     }
 
     /// The account that everything belongs to.
@@ -236,32 +200,58 @@ impl State {
         &self.account_id
     }
 
-    /// Every conversation, in the order of creation.
-    pub(crate) fn conversations(&self) -> &[Entry] {
-        &self.conversations
+    /// The account's configurations.
+    pub(crate) fn configurations(&self) -> &Configurations {
+        &self.configurations
+    }
+
+    /// An operation of the last 24 hours.
+    pub(crate) fn operation(&self, id: &str) -> Option<&Operation> {
+        self.operations.get(id)
+    }
+
+    /// Every conversation that is kept, in the order of creation.
+    pub(crate) fn conversations(&self) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
+        self.conversations.values()
+    }
+
+    /// The same with their positions, which never change, from `start` to `end`.
+    pub(crate) fn listed(
+        &self,
+        range: Range<u64>,
+    ) -> impl DoubleEndedIterator<Item = (u64, &Arc<Entry>)> {
+        self.conversations
+            .range(range)
+            .map(|(&p, entry)| (p, entry))
+    }
+
+    /// The conversation at `position` of the list.
+    pub(crate) fn at(&self, position: u64) -> Option<&Arc<Entry>> {
+        self.conversations.get(&position)
     }
 
     /// One conversation.
-    pub(crate) fn conversation(&self, id: &str) -> Option<&Entry> {
+    pub(crate) fn conversation(&self, id: &str) -> Option<&Arc<Entry>> {
         self.by_id
             .get(id)
-            .map(|&index| &self.conversations[index as usize])
+            .map(|position| &self.conversations[position])
     }
 
     /// One communication of the conversation `conversation`.
     pub(crate) fn communication(&self, conversation: &str, id: &str) -> Option<&Communication> {
-        let &(index, position) = self.communications.get(id)?;
-        let entry = &self.conversations[index as usize];
-        (&*entry.conversation.id == conversation).then(|| &entry.communications[position as usize])
+        let &(position, number) = self.communications.get(id)?;
+        let entry = &self.conversations[&position];
+        (&*entry.conversation.id == conversation).then(|| &entry.communications[number as usize])
+    }
+
+    /// How many conversations are kept before the ones that closed first make room.
+    pub(crate) fn keep_conversations(&self) -> usize {
+        self.keep_conversations
     }
 
     /// How much there is.
     pub(crate) fn tally(&self) -> Tally {
-        Tally {
-            conversations: self.conversations.len() as u64,
-            closed: (self.conversations.len() - self.living.len()) as u64,
-            communications: self.communications.len() as u64,
-        }
+        self.tally
     }
 
     fn open(
@@ -279,8 +269,8 @@ impl State {
         if self.by_id.contains_key(&conversation.id) {
             return Err(Refusal::Taken("conversation"));
         }
-        if let Some(living) = self.same_participants(&conversation.configuration_id, &participants)
-        {
+        let configuration_id = &conversation.configuration.id;
+        if let Some(living) = self.same_participants(configuration_id, &participants) {
             return Err(Refusal::Conflict { living });
         }
         let mut ids = BTreeSet::new();
@@ -289,26 +279,19 @@ impl State {
         }
         let id = Arc::clone(&conversation.id);
         let at = conversation.created_at;
-        let mut entry = Entry {
-            conversation,
-            participants: Vec::new(),
-            communications: Vec::new(),
-            channels: BTreeSet::new(),
-            channel_ids: BTreeSet::new(),
-            resources: HashMap::new(),
-            sequence: 0,
-            latest: at,
-        };
+        let mut entry = Entry::new(conversation);
         let mut effects = Vec::new();
         effects.extend(entry.announce_self(event_type::CONVERSATION_CREATED, &self.account_id, at));
         for (participant_id, participant) in participants {
             let joined = entry.join(participant_id, participant, &self.account_id, at)?;
             effects.extend(joined.effects);
         }
-        let index = u32::try_from(self.conversations.len()).expect("MAX_CONVERSATIONS fits u32");
-        self.by_id.insert(Arc::clone(&id), index);
-        self.living.insert(index);
-        self.conversations.push(entry);
+        let position = self.tally.conversations;
+        self.tally.conversations += 1;
+        self.by_id.insert(Arc::clone(&id), position);
+        self.living.insert(position);
+        self.conversations.insert(position, Arc::new(entry));
+        self.evict();
         Ok(Applied { id, effects })
     }
 
@@ -368,6 +351,7 @@ impl State {
         entry.communications.push(communication);
         self.communications
             .insert(Arc::clone(&id), (index, position));
+        self.tally.communications += 1;
         Ok(Applied { id, effects })
     }
 
@@ -409,9 +393,8 @@ impl State {
         at: Timestamp,
     ) -> Result<Applied, Refusal> {
         let account_id = Arc::clone(&self.account_id);
-        let index = self.index(conversation)?;
-        let entry = &mut self.conversations[index as usize];
-        let own = &entry.conversation;
+        let position = self.position(conversation)?;
+        let own = &self.conversations[&position].conversation;
         let id = Arc::clone(&own.id);
         let metadata = merged(&own.metadata, change.metadata);
         let status = change.status.unwrap_or(own.status);
@@ -430,6 +413,7 @@ impl State {
             return Err(Refusal::Closed);
         }
         within_inclusive(metadata.len(), MAX_METADATA_ENTRIES, "metadata entries")?;
+        let (_, entry) = self.living_entry(conversation)?;
         let at = entry.advance(at);
         entry.conversation.metadata = metadata;
         entry.conversation.status = status;
@@ -441,28 +425,59 @@ impl State {
             effects.extend(entry.announce_self(event_type::CONVERSATION_UPDATED, &account_id, at));
         }
         if status == Status::Closed {
-            entry.resources = HashMap::new();
-            entry.communications.shrink_to_fit();
-            entry.participants.shrink_to_fit();
-            self.living.remove(&index);
+            entry.seal();
+            self.living.remove(&position);
+            self.closed.push_back(position);
+            self.tally.closed += 1;
+            self.evict();
         }
         Ok(Applied { id, effects })
     }
 
-    fn index(&self, conversation: &str) -> Result<u32, Refusal> {
-        self.by_id
-            .get(conversation)
-            .copied()
-            .ok_or(Refusal::NotFound("conversation"))
+    /// Takes the conversations away that closed first, until as few are kept as wanted.
+    fn evict(&mut self) {
+        while self.conversations.len() > self.keep_conversations {
+            let Some(position) = self.closed.pop_front() else {
+                return;
+            };
+            // Those that were deleted are gone already.
+            if self.take(position).is_some() {
+                self.tally.evicted += 1;
+            }
+        }
     }
 
-    fn living_entry(&mut self, conversation: &str) -> Result<(u32, &mut Entry), Refusal> {
-        let index = self.index(conversation)?;
-        let entry = &mut self.conversations[index as usize];
-        if entry.conversation.status == Status::Closed {
+    /// Takes one conversation away, whatever its status.
+    fn remove(&mut self, conversation: &str) -> Result<(), Refusal> {
+        let position = self.position(conversation)?;
+        self.take(position);
+        Ok(())
+    }
+
+    fn take(&mut self, position: u64) -> Option<Arc<Entry>> {
+        let entry = self.conversations.remove(&position)?;
+        self.by_id.remove(&entry.conversation.id);
+        self.living.remove(&position);
+        for communication in &entry.communications {
+            self.communications.remove(&communication.id);
+        }
+        Some(entry)
+    }
+
+    fn position(&self, conversation: &str) -> Result<u64, Refusal> {
+        let position = self.by_id.get(conversation).copied();
+        position.ok_or(Refusal::NotFound("conversation"))
+    }
+
+    fn living_entry(&mut self, conversation: &str) -> Result<(u64, &mut Entry), Refusal> {
+        let position = self.position(conversation)?;
+        if !self.living.contains(&position) {
             return Err(Refusal::Closed);
         }
-        Ok((index, entry))
+        let entry = self.conversations.get_mut(&position);
+        let entry = entry.and_then(Arc::get_mut);
+        let entry = entry.expect("what is in by_id is kept, and only closed ones are shared");
+        Ok((position, entry))
     }
 
     /// A living conversation of the same configuration and addresses. Without participants nothing can
@@ -478,8 +493,8 @@ impl State {
         }
         self.living
             .iter()
-            .map(|&index| &self.conversations[index as usize])
-            .filter(|entry| &*entry.conversation.configuration_id == configuration_id)
+            .map(|position| &self.conversations[position])
+            .filter(|entry| &*entry.conversation.configuration.id == configuration_id)
             .find(|entry| {
                 address_set(entry.participants.iter().flat_map(|p| &p.addresses)) == wanted
             })
@@ -487,143 +502,15 @@ impl State {
     }
 }
 
-impl Entry {
-    fn advance(&mut self, at: Timestamp) -> Timestamp {
-        self.latest = self.latest.max(at);
-        self.latest
-    }
-
-    fn join(
-        &mut self,
-        id: Arc<str>,
-        new: NewParticipant,
-        account_id: &Arc<str>,
-        at: Timestamp,
-    ) -> Result<Applied, Refusal> {
-        within(self.participants.len(), MAX_PARTICIPANTS, "participants")?;
-        if self.participants.iter().any(|known| known.id == id) {
-            return Err(Refusal::Taken("participant"));
-        }
-        for address in &new.addresses {
-            self.channels.insert(address.channel);
-            self.channel_ids.extend(address.channel_id.clone());
-        }
-        let participant = Participant {
-            id: Arc::clone(&id),
-            conversation_id: Arc::clone(&self.conversation.id),
-            account_id: Arc::clone(account_id),
-            name: new.name,
-            kind: new.kind,
-            profile_id: new.profile_id,
-            addresses: new.addresses,
-            created_at: at,
-            updated_at: at,
-        };
-        let effects = self
-            .announce(event_type::PARTICIPANT_ADDED, at, &participant)
-            .into_iter()
-            .collect();
-        self.participants.push(participant);
-        Ok(Applied { id, effects })
-    }
-
-    /// New traffic takes an INACTIVE conversation back to ACTIVE.
-    fn wake(&mut self, account_id: &str, at: Timestamp) -> Option<Effect> {
-        if self.conversation.status != Status::Inactive {
-            return None;
-        }
-        self.conversation.status = Status::Active;
-        self.conversation.updated_at = at;
-        self.announce_self(event_type::CONVERSATION_UPDATED, account_id, at)
-    }
-
-    fn announce_self(
-        &mut self,
-        event_type: &'static str,
-        account_id: &str,
-        at: Timestamp,
-    ) -> Option<Effect> {
-        let conversation = self.conversation.clone();
-        let data = ConversationData {
-            id: &conversation.id,
-            account_id,
-            configuration_id: &conversation.configuration_id,
-            status: conversation.status,
-            name: conversation.name.as_deref(),
-            created_at: conversation.created_at,
-            updated_at: conversation.updated_at,
-        };
-        self.announce(event_type, at, &data)
-    }
-
-    fn announce_communication_update(&mut self, position: u32, at: Timestamp) -> Option<Effect> {
-        let communication = &mut self.communications[position as usize];
-        communication.updated_at = at;
-        let communication = communication.clone();
-        self.announce(event_type::COMMUNICATION_UPDATED, at, &communication)
-    }
-
-    fn announce<T: Serialize>(
-        &mut self,
-        event_type: &'static str,
-        at: Timestamp,
-        data: &T,
-    ) -> Option<Effect> {
-        let sequence = self.sequence;
-        self.sequence += 1;
-        if self.conversation.callbacks.is_empty() {
-            return None;
-        }
-        let body = serde_json::to_vec(&Event {
-            event_type,
-            timestamp: at,
-            data,
-        })
-        .expect(
-            "the resources have string keys and finite numbers, and memory does not fail to write",
-        );
-        Some(Effect::Announce(Announcement {
-            conversation_id: Arc::clone(&self.conversation.id),
-            sequence,
-            event_type,
-            body: body.into(),
-            callbacks: Arc::clone(&self.conversation.callbacks),
-        }))
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Event<'a, T> {
-    event_type: &'static str,
-    #[serde(serialize_with = "rfc3339")]
-    timestamp: Timestamp,
-    data: &'a T,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ConversationData<'a> {
-    id: &'a str,
-    account_id: &'a str,
-    configuration_id: &'a str,
-    status: Status,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<&'a str>,
-    #[serde(serialize_with = "rfc3339")]
-    created_at: Timestamp,
-    #[serde(serialize_with = "rfc3339")]
-    updated_at: Timestamp,
-}
-
 fn address_set<'a>(addresses: impl Iterator<Item = &'a Address>) -> BTreeSet<(Channel, &'a str)> {
     addresses.map(|a| (a.channel, &*a.address)).collect()
 }
 
-fn merged(
-    own: &BTreeMap<String, String>,
-    patch: BTreeMap<String, Option<String>>,
-) -> BTreeMap<String, String> {
+fn merged(own: &BTreeMap<String, String>, change: MetadataChange) -> BTreeMap<String, String> {
+    let patch = match change {
+        MetadataChange::Merge(patch) => patch,
+        MetadataChange::Replace(all) => return all,
+    };
     let mut merged = own.clone();
     for (key, value) in patch {
         match value {
