@@ -219,11 +219,12 @@ async fn conversations_end_by_themselves_while_the_clock_runs() {
         .await
         .unwrap()
         .unwrap();
-    let state = shared.state();
-    let own = &state.conversation(&id).unwrap().conversation;
-    assert_eq!(own.status, resource::Status::Closed);
-    assert_eq!(own.updated_at, began + SignedDuration::from_hours(1));
-    drop(state);
+    let closed = {
+        let state = shared.state();
+        state.conversation(&id).unwrap().conversation.clone()
+    };
+    assert_eq!(closed.status, resource::Status::Closed);
+    assert_eq!(closed.updated_at, began + SignedDuration::from_hours(1));
     stop.request();
     timers.await.unwrap();
 }
