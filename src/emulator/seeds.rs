@@ -16,6 +16,9 @@ pub(crate) const REST_STREAM: u64 = u64::MAX;
 /// Stream of the order in which conversations' steps are taken.
 pub(crate) const ORDER_STREAM: u64 = u64::MAX - 1;
 
+/// Stream of the distances between starts.
+pub(crate) const ARRIVAL_STREAM: u64 = u64::MAX - 2;
+
 /// The generator of `stream` under `seed`.
 pub(crate) fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
