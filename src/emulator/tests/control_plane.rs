@@ -34,7 +34,7 @@ fn settings(name: &str) -> Value {
 }
 
 impl Running {
-    async fn advance(&self, seconds: u64) {
+    async fn pass(&self, seconds: u64) {
         let body = json!({ "advanceSeconds": seconds });
         let (status, clock) = self.send("POST", "/emulator/clock", &body).await;
         assert_eq!(status, 200, "{clock}");
@@ -48,7 +48,7 @@ impl Running {
             (202, &json!("PENDING")),
             "{accepted}"
         );
-        self.advance(1).await;
+        self.pass(1).await;
         let id = accepted["operationId"].as_str().unwrap();
         let (status, ended) = self.get(&format!("/v2/ControlPlane/Operations/{id}")).await;
         assert_eq!(status, 200);
@@ -94,7 +94,7 @@ async fn a_configuration_is_made_by_an_operation_that_alone_tells_its_id() {
     let list = running.list(CONFIGURATIONS, "configurations", 50).await;
     assert_eq!(ids(&list), [configuration::CONFIGURATION_ID]);
 
-    running.advance(1).await;
+    running.pass(1).await;
     let (_, completed) = running.get(&path).await;
     assert_eq!(completed["status"], "COMPLETED");
     assert_eq!(completed["createdAt"], "2026-11-22T12:30:00Z");
@@ -317,7 +317,7 @@ async fn an_idempotency_key_is_one_operation_for_a_day() {
     let first = post().await;
     assert_eq!(first.0, 202);
     assert_eq!(post().await, first);
-    running.advance(24 * 3_600 - 1).await;
+    running.pass(24 * 3_600 - 1).await;
     assert_eq!(
         post().await,
         first,
@@ -325,7 +325,7 @@ async fn an_idempotency_key_is_one_operation_for_a_day() {
     );
     let list = running.list(CONFIGURATIONS, "configurations", 50).await;
     assert_eq!(list.len(), 2, "the one that was there, and one more");
-    running.advance(1).await;
+    running.pass(1).await;
     let later = post().await;
     assert_ne!(later.1["operationId"], first.1["operationId"], "forgotten");
     let forgotten = first.1["operationId"].as_str().unwrap();
@@ -523,7 +523,7 @@ async fn a_conversation_is_deleted_by_an_operation() {
     assert_eq!((status, &accepted["status"]), (202, &json!("PENDING")));
     assert_eq!(accepted["related"]["conversationId"], json!(id));
     assert_eq!(running.get(&path).await.0, 200, "not yet");
-    running.advance(1).await;
+    running.pass(1).await;
     let operation = accepted["operationId"].as_str().unwrap();
     let (_, ended) = running
         .get(&format!("/v2/ControlPlane/Operations/{operation}"))

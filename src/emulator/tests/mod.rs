@@ -2,10 +2,12 @@
 //!
 //! Lists, pages and what they leave out go into `lists`; what callbacks are and what becomes of them into
 //! `callbacks`; what a conversation goes through into `life`; configurations and operations into
-//! `control_plane`; the clock into `time`; what is refused into `wrong`. Here is what they share.
+//! `control_plane`; traffic from outside into `ingress`; the clock into `time`; what is refused into `wrong`.
+//! Here is what they share.
 
 mod callbacks;
 mod control_plane;
+mod ingress;
 mod life;
 mod lists;
 mod time;
