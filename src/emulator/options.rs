@@ -27,7 +27,8 @@ const MAX_OPERATION_DELAY: Duration = Duration::from_secs(3_600);
 /// What to emulate. Its `Debug` shows no credential.
 #[derive(Clone)]
 pub struct Options {
-    /// Where REST listens; port 0 takes a free one, see [`Emulator::address`].
+    /// Where REST listens; port 0 takes a free one, see
+    /// [`Emulator::address`](super::Emulator::address).
     pub listen: SocketAddr,
     /// User of Basic auth, and the account of all resources.
     pub account_sid: String,
@@ -47,8 +48,8 @@ pub struct Options {
     pub rate: Option<f64>,
     /// Decides ids, texts and choices.
     pub seed: u64,
-    /// All times of the traffic lie in the [`WINDOW_HOURS`] hours before. Not used by endless traffic,
-    /// which happens now.
+    /// All times of the traffic lie in the [`WINDOW_HOURS`](super::WINDOW_HOURS) hours before. Not used by
+    /// endless traffic, which happens now.
     pub base_time: Timestamp,
     /// Where the emulator's clock stands still until it is advanced; `None`: it follows the machine's.
     pub start_time: Option<Timestamp>,
@@ -72,7 +73,8 @@ pub struct Options {
     pub profile: Profile,
     /// Communications of the first conversation, where it shall be a large one.
     pub large: Option<usize>,
-    /// Whether the traffic may run at once; else it waits for [`Emulator::gate`].
+    /// Whether the traffic may run at once; else it waits for
+    /// [`Emulator::gate`](super::Emulator::gate).
     pub gate_open: bool,
 }
 
