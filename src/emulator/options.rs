@@ -11,7 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::callbacks::Retries;
+use super::listing::PartialFields;
 use super::state::{MAX_COMMUNICATIONS, MAX_CONVERSATIONS};
+use super::traffic::Profile;
 use crate::signature::{InvalidKey, PublicUrl, SigningKey};
 
 /// The account where nothing else is given.
@@ -59,12 +61,16 @@ pub struct Options {
     pub keep_conversations: usize,
     /// Share of list items that leave fields out, 0..1.
     pub partial: f64,
+    /// Which fields those are.
+    pub partial_fields: PartialFields,
     /// Share of callbacks that are sent twice, 0..1.
     pub duplicates: f64,
     /// Share of callbacks that are held back so that others overtake them, 0..1.
     pub disorder: f64,
     /// How callbacks are tried again.
     pub retries: Retries,
+    /// What the traffic is like.
+    pub profile: Profile,
     /// Communications of the first conversation, where it shall be a large one.
     pub large: Option<usize>,
     /// Whether the traffic may run at once; else it waits for
@@ -92,9 +98,11 @@ impl Options {
             allow_configuration_patch: false,
             keep_conversations: 50_000,
             partial: 0.1,
+            partial_fields: PartialFields::default(),
             duplicates: 0.02,
             disorder: 0.05,
             retries: Retries::default(),
+            profile: Profile::default(),
             large: None,
             gate_open: true,
         }
