@@ -21,7 +21,7 @@ use super::{Announcement, Applied, Effect, MAX_PARTICIPANTS, Refusal, within};
 use crate::event::event_type;
 
 /// A conversation with all that belongs to it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) conversation: Conversation,
     pub(crate) participants: Vec<Participant>,
