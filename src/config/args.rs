@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use url::Url;
 
 use super::Invalid;
+use crate::emulator;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
 
@@ -197,17 +198,28 @@ pub struct Emulate {
     pub callbacks: CallbackArgs,
     #[command(flatten)]
     pub traffic: TrafficArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
 }
 
 /// Where the emulator's callbacks go.
 #[derive(Debug, Clone, Args)]
 pub struct CallbackArgs {
-    /// URL that callbacks are signed for; without it none are sent.
-    #[arg(long, value_name = "URL", value_parser = public_url)]
-    pub callback_url: Option<PublicUrl>,
+    /// URL that callbacks are signed for; without it none are sent. Its fragment asks for retries, as
+    /// Twilio's connection overrides do: `#rc=5&rp=all`.
+    #[arg(long, value_name = "URL", value_parser = callback_url)]
+    pub callback_url: Option<String>,
     /// Where they really connect, plain HTTP (a laptop has no public host).
     #[arg(long, value_name = "HOST:PORT")]
     pub callback_connect: Option<SocketAddr>,
+}
+
+/// What goes wrong at the emulator.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FaultArgs {
+    /// Script of faults, YAML or JSON: schemas/faults.schema.json, samples in deploy/faults/.
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
 }
 
 /// The emulator's traffic.
@@ -256,6 +268,8 @@ pub struct Sql {
 pub struct Dev {
     #[command(flatten)]
     pub traffic: TrafficArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Root of the lake.
     #[arg(long, value_name = "PATH", default_value = "./lake")]
     pub lake: String,
@@ -321,6 +335,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn public_url(text: &str) -> Result<PublicUrl, String> {
     PublicUrl::parse(text).map_err(|error| error.to_string())
+}
+
+fn callback_url(text: &str) -> Result<String, String> {
+    emulator::check_callback_url(text)?;
+    Ok(text.to_owned())
 }
 
 fn origin(text: &str) -> Result<Url, String> {

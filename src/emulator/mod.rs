@@ -2,20 +2,21 @@
 //!
 //! One pure state machine (`state`) knows the rules; thin layers put it to work: `rest` turns requests
 //! into commands, `traffic` makes up conversations and `drive` runs them, `callbacks` sends what the
-//! machine announces, `listing` and `pages` show what it holds, `truth` all of it. Requests and traffic
-//! take the same way, [`Shared::carry_out`].
+//! machine announces, `listing` and `pages` show what it holds, `truth` all of it, `faults` spoils answers
+//! and callbacks as a script says. Requests and traffic take the same way, [`Shared::carry_out`].
 //!
 //! Guarantees: the seed decides ids, texts, what lists leave out, which callbacks come late or twice. Two
 //! emulators of one seed hold the same closed conversations; only times follow the base time. Every task
 //! is owned by the [`Emulator`] and joined by [`Emulator::finish`].
 //!
-//! Leaves out: configurations, capture rules, TwiML, injected faults, actions. Everything is in memory
+//! Leaves out: configurations, capture rules, TwiML, actions. Everything is in memory
 //! and ends with the process.
 //!
 //! Fails with [`Error`]: an address that cannot be bound, an option that makes no sense.
 
 mod callbacks;
 mod drive;
+mod faults;
 mod listing;
 mod pages;
 mod resource;
@@ -39,11 +40,14 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tokio::sync::watch;
 
-pub use self::callbacks::{IDEMPOTENCY_HEADER, Retries};
+pub use self::callbacks::IDEMPOTENCY_HEADER;
+pub use self::faults::{BadScript, Script};
 pub use self::traffic::WINDOW_HOURS;
 
-use self::callbacks::{Outbox, Sender, Settings};
+use self::callbacks::{Outbox, Sender, Settings, overrides};
 use self::drive::Pace;
+use self::faults::Faults;
+use self::faults::wire::{Link, Wires};
 use self::listing::Shape;
 use self::resource::StatusCallback;
 use self::state::{Applied, Command, Effect, MAX_COMMUNICATIONS, Refusal, State};
@@ -67,7 +71,8 @@ pub struct Options {
     pub auth_token: String,
     /// API key and secret, good for REST as well.
     pub api_key: Option<(String, String)>,
-    /// The status callback that conversations begin with: the URL that is signed. `None`: none is sent.
+    /// The status callback that conversations begin with: the URL that is signed, and in its fragment how
+    /// it is tried again (`#rc=5&rp=all`). `None`: none is sent.
     pub callback_url: Option<String>,
     /// Where callbacks really connect, in plain HTTP, with the URL's `Host`.
     pub callback_connect: Option<SocketAddr>,
@@ -88,8 +93,8 @@ pub struct Options {
     pub duplicates: f64,
     /// Share of callbacks that are held back so that others overtake them, 0..1.
     pub disorder: f64,
-    /// How callbacks are tried again.
-    pub retries: Retries,
+    /// What goes wrong.
+    pub faults: Script,
     /// Communications of the first conversation, where it shall be a large one.
     pub large: Option<usize>,
     /// Whether the traffic may run at once; else it waits for [`Emulator::gate`].
@@ -114,7 +119,7 @@ impl Options {
             partial: 0.1,
             duplicates: 0.02,
             disorder: 0.05,
-            retries: Retries::default(),
+            faults: Script::default(),
             large: None,
             gate_open: true,
         }
@@ -136,15 +141,20 @@ impl Options {
         if self.large.is_some_and(|large| large >= MAX_COMMUNICATIONS) {
             return Err(Error::Option("large", "below 1,000,000 communications"));
         }
-        if self.retries.attempts == 0 {
-            return Err(Error::Option("retries.attempts", "at least 1"));
-        }
         if let Some(url) = &self.callback_url {
-            let (signed, _) = url.split_once('#').unwrap_or((url, ""));
-            PublicUrl::parse(signed).map_err(Error::CallbackUrl)?;
+            PublicUrl::parse(overrides::without_fragment(url)).map_err(Error::CallbackUrl)?;
         }
         Ok(())
     }
+}
+
+/// Whether callbacks can be sent to `url`: it can be signed, and its fragment asks for nothing unknown.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_callback_url(url: &str) -> Result<(), String> {
+    PublicUrl::parse(overrides::without_fragment(url)).map_err(|error| error.to_string())?;
+    overrides::check(url)
 }
 
 impl fmt::Debug for Options {
@@ -208,6 +218,8 @@ pub struct Counts {
     pub refused: u64,
     /// Given up without any answer.
     pub unanswered: u64,
+    /// Never sent, by a fault.
+    pub lost: u64,
     /// Deliveries that repeated another on purpose.
     pub duplicate: u64,
     /// Tries after the first.
@@ -239,8 +251,15 @@ impl Emulator {
             .local_addr()
             .map_err(|e| Error::Listen(options.listen, e))?;
         let (outbox, waiting) = Outbox::new();
-        let sender = Sender::new(sending(&options)?, outbox.clone(), stop.clone())
-            .map_err(|error| Error::Client(Box::new(error)))?;
+        let faults = Arc::new(Faults::new(options.faults.clone(), options.seed));
+        let sender = Sender::new(
+            sending(&options)?,
+            outbox.clone(),
+            Arc::clone(&faults),
+            clock,
+            stop.clone(),
+        )
+        .map_err(|error| Error::Client(Box::new(error)))?;
         let (gate, gate_state) = watch::channel(options.gate_open);
         let (over, traffic_over) = watch::channel(false);
         let pace = Pace {
@@ -252,7 +271,7 @@ impl Emulator {
             base: options.base_time,
             large: options.large,
         };
-        let shared = Arc::new(Shared::new(options, clock, outbox));
+        let shared = Arc::new(Shared::new(options, clock, outbox, faults, stop.clone()));
         let mut tasks = Tasks::new(stop.clone());
         tasks.spawn("the emulator's callbacks", async move {
             sender.send_all(waiting).await;
@@ -268,7 +287,8 @@ impl Emulator {
         });
         let (routes, until) = (rest::router(Arc::clone(&shared)), stop.clone());
         tasks.spawn("the emulator's REST server", async move {
-            axum::serve(listener, routes)
+            let routes = routes.into_make_service_with_connect_info::<Link>();
+            axum::serve(Wires(listener), routes)
                 .with_graceful_shutdown(async move { until.requested().await })
                 .await?;
             Ok(())
@@ -344,7 +364,6 @@ fn sending(options: &Options) -> Result<Settings, Error> {
         keys,
         duplicates: options.duplicates,
         disorder: options.disorder,
-        retries: options.retries,
     })
 }
 
@@ -355,7 +374,9 @@ struct Shared {
     /// Ids of what is created over REST.
     ids: Mutex<ChaCha8Rng>,
     outbox: Outbox,
+    faults: Arc<Faults>,
     clock: Clock,
+    stop: Stop,
     credentials: Credentials,
     seed: u64,
     partial: f64,
@@ -363,7 +384,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(options: Options, clock: Clock, outbox: Outbox) -> Self {
+    fn new(
+        options: Options,
+        clock: Clock,
+        outbox: Outbox,
+        faults: Arc<Faults>,
+        stop: Stop,
+    ) -> Self {
         let callbacks: Vec<StatusCallback> = options
             .callback_url
             .iter()
@@ -379,7 +406,9 @@ impl Shared {
             )),
             ids: Mutex::new(seeds::generator(options.seed, seeds::REST_STREAM)),
             outbox,
+            faults,
             clock,
+            stop,
             credentials: Credentials {
                 account: (options.account_sid, options.auth_token),
                 api_key: options.api_key,
@@ -429,6 +458,7 @@ impl Shared {
             deliveries_accepted: outcomes.accepted,
             refused: outcomes.refused,
             unanswered: outcomes.unanswered,
+            lost: outcomes.lost,
             duplicate: outcomes.duplicate,
             retries: outcomes.retries,
             api_requests: self.requests.load(Ordering::Relaxed),

@@ -28,6 +28,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
+use super::callbacks::Filter;
+use super::faults::{self, Script};
 use super::listing::{CommunicationView, ConversationView, Shape};
 use super::pages::{self, Cursor, ListKey, Page};
 use super::resource::{NewCommunication, NewParticipant, Status, StatusCallback};
@@ -66,10 +68,12 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         )
         .fallback(async || Problem::not_found("resource at this path"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
+        .layer(from_fn_with_state(Arc::clone(&shared), faults::rest::spoil))
         .layer(from_fn_with_state(Arc::clone(&shared), admit));
     let controls = Router::new()
         .route("/truth", get(truth))
         .route("/deliveries", get(deliveries))
+        .route("/faults", get(show_faults).put(replace_faults))
         .route("/stats", get(stats));
     Router::new()
         .nest("/v2", v2)
@@ -367,8 +371,24 @@ async fn truth(State(shared): State<Arc<Shared>>) -> Response {
     (json, Body::from_stream(chunks)).into_response()
 }
 
-async fn deliveries(State(shared): State<Arc<Shared>>) -> Response {
-    raw_json(StatusCode::OK, shared.outbox.log().to_json())
+async fn deliveries(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    let filter = Filter::parse(query.as_deref().unwrap_or(""));
+    raw_json(StatusCode::OK, shared.outbox.log().to_json(&filter))
+}
+
+async fn show_faults(State(shared): State<Arc<Shared>>) -> Response {
+    raw_json(StatusCode::OK, shared.faults.to_json())
+}
+
+/// Takes a script as YAML or JSON, whatever its content type says: JSON is YAML.
+async fn replace_faults(State(shared): State<Arc<Shared>>, body: Sent) -> Answer {
+    let body = body.map_err(Problem::unreadable)?;
+    let text = std::str::from_utf8(&body)
+        .map_err(|_| Problem::bad_request("the fault script is not UTF-8".to_owned()))?;
+    let script = Script::parse(text)
+        .map_err(|error| Problem::bad_request(format!("the fault script, {error}")))?;
+    shared.faults.replace(script);
+    Ok(raw_json(StatusCode::OK, shared.faults.to_json()))
 }
 
 async fn stats(State(shared): State<Arc<Shared>>) -> Response {
@@ -489,20 +509,14 @@ fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Sent) -> Result<T, Probl
     if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
         return Err(Problem::unsupported_media_type());
     }
-    let body = body.map_err(|rejection| {
-        Problem::new(
-            rejection.status(),
-            20_000 + u32::from(rejection.status().as_u16()),
-            rejection.body_text(),
-        )
-    })?;
+    let body = body.map_err(Problem::unreadable)?;
     serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_request(format!("the body is not as documented: {error}")))
 }
 
 /// An error as Twilio words them: `{code, message, more_info, status}`.
 #[derive(Debug)]
-struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     /// Twilio's error number; where it publishes none, 20000 and the status.
     code: u32,
@@ -512,13 +526,18 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(status: StatusCode, code: u32, message: String) -> Self {
+    pub(crate) fn new(status: StatusCode, code: u32, message: String) -> Self {
         Problem {
             status,
             code,
             message,
             conflicting: None,
         }
+    }
+
+    fn unreadable(rejection: BytesRejection) -> Self {
+        let code = 20_000 + u32::from(rejection.status().as_u16());
+        Problem::new(rejection.status(), code, rejection.body_text())
     }
 
     fn bad_request(message: String) -> Self {
@@ -535,7 +554,7 @@ impl Problem {
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, 20_004, message.to_owned())
     }
 
-    fn not_found(what: &str) -> Self {
+    pub(crate) fn not_found(what: &str) -> Self {
         let message = format!("There is no {what}");
         Problem::new(StatusCode::NOT_FOUND, 20_404, message)
     }

@@ -94,6 +94,8 @@ pub(crate) enum Effect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Announcement {
     pub(crate) conversation_id: Arc<str>,
+    /// The conversation's number.
+    pub(crate) number: u64,
     /// 0.. in the conversation, counting events that nobody listened to as well.
     pub(crate) sequence: u32,
     pub(crate) event_type: &'static str,
@@ -134,6 +136,8 @@ pub(crate) enum Refusal {
 /// A conversation with all that belongs to it.
 #[derive(Debug)]
 pub(crate) struct Entry {
+    /// From 1 in the order of creation.
+    pub(crate) number: u64,
     pub(crate) conversation: Conversation,
     pub(crate) participants: Vec<Participant>,
     /// In the order of capture.
@@ -290,6 +294,7 @@ impl State {
         let id = Arc::clone(&conversation.id);
         let at = conversation.created_at;
         let mut entry = Entry {
+            number: self.conversations.len() as u64 + 1,
             conversation,
             participants: Vec::new(),
             communications: Vec::new(),
@@ -584,6 +589,7 @@ impl Entry {
         );
         Some(Effect::Announce(Announcement {
             conversation_id: Arc::clone(&self.conversation.id),
+            number: self.number,
             sequence,
             event_type,
             body: body.into(),
