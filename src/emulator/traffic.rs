@@ -15,6 +15,7 @@ use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
+use super::configuration::CONFIGURATION_ID;
 use super::resource::{
     Address, Author, Channel, Content, ContentType, DeliveryStatus, NewCommunication,
     NewParticipant, ParticipantType, Recipient, Status, Transcription, Word,
@@ -386,9 +387,6 @@ impl Iterator for Script {
     }
 }
 
-/// The configuration that all traffic runs under.
-pub(crate) const CONFIGURATION_ID: &str = "conv_configuration_00000000000000000000000dev";
-
 const CHANNELS: [Channel; 8] = [
     Channel::Voice,
     Channel::Sms,
@@ -532,7 +530,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::emulator::state::State;
+    use crate::emulator::state::{Setup, State};
 
     fn base() -> Timestamp {
         "2026-11-22T12:00:00Z".parse().unwrap()
@@ -547,7 +545,13 @@ mod tests {
     }
 
     fn played(plan: &Plan, conversations: u64) -> State {
-        let mut state = State::new("AC1".into(), [].into());
+        let mut state = State::new(Setup {
+            account_id: "AC1".into(),
+            callbacks: [].into(),
+            since: base(),
+            operation_delay: SignedDuration::ZERO,
+            keep_conversations: 1_000,
+        });
         for index in 0..conversations {
             for step in Script::new(plan, index) {
                 state.apply(step.command, step.at).unwrap();
@@ -624,7 +628,7 @@ mod tests {
             ..plan(5, None)
         };
         let ids = |state: &State| -> Vec<Arc<str>> {
-            let entries = state.conversations().iter();
+            let entries = state.conversations();
             entries
                 .flat_map(|e| e.communications.iter().map(|c| Arc::clone(&c.id)))
                 .collect()

@@ -14,15 +14,15 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
+use super::Settings;
 use super::log::Delivery;
 use super::overrides::Overrides;
 use super::send::{Client, NoClient, uuid};
-use super::{Outbox, Settings};
-use crate::emulator::faults::{CallbackFault, Faults, Told};
+use crate::emulator::Shared;
+use crate::emulator::faults::{CallbackFault, Told};
 use crate::emulator::seeds;
 use crate::emulator::state::Announcement;
 use crate::event::CallbackEvent;
-use crate::lifecycle::{Clock, Stop};
 
 /// Deliveries under way at once.
 pub(super) const PARALLEL_DELIVERIES: usize = 64;
@@ -38,10 +38,7 @@ const MAX_DELAY_MS: u64 = 200;
 pub(crate) struct Sender {
     settings: Settings,
     client: Client,
-    outbox: Outbox,
-    faults: Arc<Faults>,
-    clock: Clock,
-    stop: Stop,
+    shared: Arc<Shared>,
 }
 
 /// One announcement to one URL.
@@ -68,27 +65,18 @@ struct Queue {
 }
 
 impl Sender {
-    /// A sender of what is left in `outbox`.
-    pub(crate) fn new(
-        settings: Settings,
-        outbox: Outbox,
-        faults: Arc<Faults>,
-        clock: Clock,
-        stop: Stop,
-    ) -> Result<Self, NoClient> {
+    /// A sender of what is left in the outbox.
+    pub(crate) fn new(settings: Settings, shared: Arc<Shared>) -> Result<Self, NoClient> {
         Ok(Sender {
-            client: Client::new(settings.connect, stop.clone())?,
+            client: Client::new(settings.connect, shared.stop.clone())?,
             settings,
-            outbox,
-            faults,
-            clock,
-            stop,
+            shared,
         })
     }
 
     /// Sends everything in `waiting` until the stop.
     pub(crate) async fn send_all(self, mut waiting: mpsc::Receiver<Announcement>) {
-        let stop = self.stop.clone();
+        let stop = self.shared.stop.clone();
         let sender = Arc::new(self);
         let mut queue = Queue::default();
         loop {
@@ -129,7 +117,7 @@ impl Sender {
             let job = Job {
                 announcement: Arc::clone(&announcement),
                 place,
-                fault: self.fault(&announcement, self.clock.now()),
+                fault: self.fault(&announcement, self.shared.clock.now()),
                 draw: seeds::mix(conversation, event),
                 overrides: Overrides::of(&callback.url),
             };
@@ -153,11 +141,11 @@ impl Sender {
     }
 
     fn fault(&self, announcement: &Announcement, now: Timestamp) -> Option<CallbackFault> {
-        if self.faults.is_quiet() {
+        if self.shared.faults.is_quiet() {
             return None;
         }
         let event = CallbackEvent::parse(&announcement.body);
-        self.faults.callback(Told {
+        self.shared.faults.callback(Told {
             event_type: announcement.event_type,
             close: event.is_ok_and(|event| event.is_close()),
             conversation: announcement.number,
@@ -169,7 +157,7 @@ impl Sender {
         let keys = &self.settings.keys;
         let key = &keys[(job.draw % keys.len() as u64) as usize];
         let token = uuid(job.draw);
-        let log = self.outbox.log();
+        let log = self.shared.outbox.log();
         log.record(self.client.deliver(&job, key, &token, false).await);
         let repeated = seeds::falls(seeds::mix(job.draw, 3), self.settings.duplicates);
         let (times, tokens) = match job.fault {
@@ -179,19 +167,19 @@ impl Sender {
         };
         for time in 0..times {
             let pause = delay(seeds::mix(job.draw, 4 + 2 * time));
-            let _ = self.stop.race(tokio::time::sleep(pause)).await;
+            let _ = self.shared.stop.race(tokio::time::sleep(pause)).await;
             let other = uuid(seeds::mix(job.draw, 1_000 + time));
             let token = if tokens { &other } else { &token };
             log.record(self.client.deliver(&job, key, token, true).await);
         }
-        self.outbox
+        self.shared.outbox
             .log()
             .outstanding
             .send_modify(|count| *count -= 1);
     }
 
     fn lose(&self, job: &Job) {
-        let log = self.outbox.log();
+        let log = self.shared.outbox.log();
         log.record(Delivery::of(job, uuid(job.draw), false));
         log.outstanding.send_modify(|count| *count -= 1);
     }
