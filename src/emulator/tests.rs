@@ -16,6 +16,8 @@ use super::*;
 use crate::event::CallbackEvent;
 use crate::signature::{Algorithm, PublicUrl, Verifier};
 
+mod faults;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 const PUBLIC_URL: &str = "https://callbacks.example.com/twilio/conversations?tenant=7";
 
@@ -43,7 +45,11 @@ impl Running {
         Running {
             emulator: Emulator::start(options, clock, stop.clone()).unwrap(),
             stop,
-            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .unwrap(),
         }
     }
 

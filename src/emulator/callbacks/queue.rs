@@ -172,7 +172,8 @@ impl Sender {
             let token = if tokens { &other } else { &token };
             log.record(self.client.deliver(&job, key, token, true).await);
         }
-        self.shared.outbox
+        self.shared
+            .outbox
             .log()
             .outstanding
             .send_modify(|count| *count -= 1);

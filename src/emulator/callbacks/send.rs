@@ -278,7 +278,7 @@ impl Delivery {
             token,
             event_type: job.announcement.event_type,
             conversation_id: Arc::clone(&job.announcement.conversation_id),
-            url: Arc::clone(&job.callback().url),
+            url: without_credentials(&job.callback().url),
             method: method_name(job.callback().method),
             duplicate,
             fault: job.fault.map(name),
@@ -305,6 +305,21 @@ fn destination(signed: &str, connect: Option<SocketAddr>) -> Option<Url> {
         url.set_port(Some(connect.port())).ok()?;
     }
     Some(url)
+}
+
+/// What the log shows of a URL that may carry user and password.
+fn without_credentials(url: &Arc<str>) -> Arc<str> {
+    match Url::parse(url) {
+        Ok(mut parsed) if !parsed.username().is_empty() || parsed.password().is_some() => {
+            let hidden = parsed.set_username("").is_ok() && parsed.set_password(None).is_ok();
+            if hidden {
+                parsed.as_str().into()
+            } else {
+                "".into()
+            }
+        }
+        _ => Arc::clone(url),
+    }
 }
 
 /// The `Host` of the signed URL, wherever the connection goes.

@@ -12,9 +12,8 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
-use super::script::{
-    CallbackFault, ConversationFault, Count, Few, Ordinal, RestFault, Script, Share, When, Which,
-};
+use super::script::{CallbackFault, ConversationFault, Count, RestFault, Script, When, Which};
+use super::value::{Few, Ordinal, Share};
 use crate::emulator::seeds;
 
 /// Paths that a rule counts one by one.

@@ -1,6 +1,6 @@
 //! Faults as data: what goes wrong with answers, callbacks and conversations, by a script.
 //!
-//! `script` is the file's format and its limits, `decide` says which rule falls (pure), `view` edits what
+//! `script` is the file's format and its limits (`value`), `decide` says which rule falls (pure), `view` edits what
 //! an answer shows (pure), `rest` is the layer around `/v2` that acts, `wire` resets connections;
 //! callbacks are spoiled where they are sent. [`Faults`] holds the script that is in force, its counts,
 //! and what was read of the conversations that it names.
@@ -12,6 +12,7 @@
 mod decide;
 pub(crate) mod rest;
 mod script;
+mod value;
 mod view;
 pub(crate) mod wire;
 
@@ -28,7 +29,8 @@ pub(crate) use self::decide::{Asked, Told};
 pub(crate) use self::script::{CallbackFault, RestFault, Tries};
 
 use self::decide::{Counter, Counters};
-use self::script::{ConversationFault, Late, Text};
+use self::script::{ConversationFault, Late};
+use self::value::Text;
 use self::view::View;
 use super::resource::Status;
 use super::state::Entry;

@@ -17,7 +17,8 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::script::{Age, PageFault, RetryAfter, Whole};
+use super::script::{Age, PageFault, RetryAfter};
+use super::value::Whole;
 use super::view::{self, View};
 use super::wire::Link;
 use super::{Asked, Look, RestFault};
@@ -285,15 +286,16 @@ async fn shown(shared: &Shared, scene: Scene, answer: Response) -> Response {
     }
 }
 
-/// The answer with its JSON edited; as it is where the edit finds nothing to do.
+/// The answer with its JSON edited; byte for byte as it was where the edit changes nothing.
 async fn edited(answer: Response, edit: impl FnOnce(&mut Value) -> Option<()>) -> Response {
     let (mut parts, body) = answer.into_parts();
-    let body = whole(body).await;
-    let mut json = serde_json::from_slice::<Value>(&body).unwrap_or_default();
-    let body = match edit(&mut json) {
-        Some(()) => Bytes::from(json.to_string()),
-        None => body,
-    };
+    let mut body = whole(body).await;
+    if let Ok(was) = serde_json::from_slice::<Value>(&body) {
+        let mut json = was.clone();
+        if edit(&mut json).is_some() && json != was {
+            body = json.to_string().into();
+        }
+    }
     parts.headers.remove(header::CONTENT_LENGTH);
     Response::from_parts(parts, Body::from(body))
 }

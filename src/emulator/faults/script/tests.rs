@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
+use super::super::value::PathPattern;
 use super::*;
 
 fn root() -> &'static Path {
