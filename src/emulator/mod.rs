@@ -1,7 +1,8 @@
 //! The Conversation Orchestrator itself, on loopback: REST, signed callbacks, seeded traffic.
 //!
 //! One pure state machine (`state`) knows the rules; thin layers put it to work: `rest` turns requests
-//! into commands, `traffic` makes up conversations and `drive` runs them, `timers` lets happen what is due by
+//! into commands, and messages and calls of the world outside into what `capture` and `twiml` make of them;
+//! `traffic` makes up conversations and `drive` runs them, `timers` lets happen what is due by
 //! `clock`, `callbacks` sends what the machine announces, `listing` and `pages` show what it holds, `truth`
 //! all of it, `faults` spoils answers and callbacks as a script says. Requests, traffic and time take the
 //! same way, [`Shared::carry_out`].
@@ -10,11 +11,14 @@
 //! emulators of one seed hold the same closed conversations; only times follow the base time. Every task
 //! is owned by the [`Emulator`] and joined by [`Emulator::finish`].
 //!
-//! Leaves out: capture rules, TwiML, actions. Everything is in memory and ends with the process.
+//! Leaves out: actions; of TwiML every verb but those that bring a call into a
+//! conversation, and `<Stop>`; what memory stores and Intelligence operators find, of which only the runs are
+//! counted. Everything is in memory and ends with the process.
 //!
 //! Fails with [`Error`]: an address that cannot be bound, an option that makes no sense.
 
 mod callbacks;
+mod capture;
 mod clock;
 mod configuration;
 mod drive;
@@ -25,11 +29,13 @@ mod pages;
 mod resource;
 mod rest;
 mod seeds;
+mod speech;
 mod state;
 mod texts;
 mod timers;
 mod traffic;
 mod truth;
+mod twiml;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +46,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use jiff::{SignedDuration, Timestamp};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -56,7 +63,8 @@ use self::faults::Faults;
 use self::faults::wire::{Link, Wires};
 use self::listing::Shape;
 use self::resource::StatusCallback;
-use self::state::{Applied, Command, Effect, Refusal, Setup, State};
+use self::state::ingest::{Ingested, Report};
+use self::state::{Applied, Command, Effect, Memory, Refusal, Setup, State};
 use self::traffic::Plan;
 use crate::lifecycle::{Clock, Stop, Tasks};
 use crate::signature::SigningKey;
@@ -304,9 +312,55 @@ impl Shared {
 
     /// Applies `command` at `at` and queues what it announces; the id is that of what it made or changed.
     async fn carry_out(&self, command: Command, at: Timestamp) -> Result<Arc<str>, Refusal> {
-        let Applied { id, effects } = {
+        let carried_out = self.change(at, |state| match state.apply(command, at) {
+            Ok(Applied { id, effects }) => (Ok(id), effects),
+            Err(refusal) => (Err(refusal), Vec::new()),
+        });
+        carried_out.await
+    }
+
+    /// Takes a message or call in; `ingest` gets the seed of what it draws, and the time.
+    async fn take_in(&self, ingest: impl FnOnce(&mut State, u64, Timestamp) -> Ingested) -> Report {
+        let seed = {
+            let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.random()
+        };
+        let now = self.clock.now();
+        let taken_in = self.change(now, |state| {
+            let Ingested { report, effects } = ingest(state, seed, now);
+            (report, effects)
+        });
+        let report = taken_in.await;
+        if report.unexpected_grouping {
+            let conversations = report.captured.len();
+            tracing::warn!(sid = %report.sid, conversations, "several capture rules took one message or call");
+        }
+        if report.double_billed {
+            tracing::warn!(sid = %report.sid, "a capture rule and TwiML both had one call recognised");
+        }
+        report
+    }
+
+    /// Changes what memory stores know; nothing is announced by that.
+    async fn memory<T>(&self, change: impl FnOnce(&mut Memory) -> T) -> T {
+        let changed = self.change(self.clock.now(), |state| {
+            (change(state.memory_mut()), Vec::new())
+        });
+        changed.await
+    }
+
+    /// Does `change` after everything that is due by `at`, and queues what both announce.
+    async fn change<T>(
+        &self,
+        at: Timestamp,
+        change: impl FnOnce(&mut State) -> (T, Vec<Effect>),
+    ) -> T {
+        let (result, effects) = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            let applied = state.apply(command, at)?;
+            let ticked = state.apply(Command::Tick, at);
+            let mut effects = ticked.expect("a tick is never refused").effects;
+            let (result, more) = change(&mut state);
+            effects.extend(more);
             let due = state.due();
             self.due.send_if_modified(|known| {
                 let changed = *known != due;
@@ -319,14 +373,14 @@ impl Shared {
                     "the emulator keeps no more conversations: from here on those that closed first leave memory"
                 );
             }
-            applied
+            (result, effects)
         };
         for effect in effects {
             match effect {
                 Effect::Announce(announcement) => self.outbox.announce(announcement).await,
             }
         }
-        Ok(id)
+        result
     }
 
     /// Lets everything happen that is due by now.

@@ -1,5 +1,7 @@
 //! The emulator through its doors: REST as a client sees it, callbacks as a receiver does.
 
+mod ingress;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -21,6 +21,7 @@ use super::resource::{
     NewParticipant, ParticipantType, Recipient, Status, Transcription, Word,
 };
 use super::seeds;
+use super::speech::FRAGMENTS;
 use super::state::{Change, Command};
 use super::texts::{self, TextKind};
 
@@ -31,8 +32,6 @@ const START_WINDOW_MS: i64 = 24 * 3_600_000;
 const LENGTH_WINDOW_MS: i64 = 12 * 3_600_000;
 /// Communications of an ordinary conversation.
 pub(crate) const MAX_ORDINARY: usize = 60;
-/// Fragments of one answer that an assistant speaks (ConversationRelay writes one communication each).
-const FRAGMENTS: std::ops::RangeInclusive<usize> = 3..=5;
 
 /// What all scripts of a run share.
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! What becomes of conversations whose API answers as each sample of `deploy/faults` says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::api::{Credentials, Settings};
-use crate::emulator::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, Options, Script};
+use crate::emulator::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, Options};
 use crate::lifecycle::Stop;
 use crate::table::row::Completeness;
 
@@ -50,11 +50,10 @@ impl Scene {
     /// Conversations of 20 communications and more, and their faults.
     async fn of(sample: &str) -> Scene {
         let path = format!("{}/deploy/faults/{sample}.yaml", env!("CARGO_MANIFEST_DIR"));
-        let script = Script::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let script = std::fs::read_to_string(path).unwrap();
         let stop = Stop::new();
         let options = Options {
             conversations: CONVERSATIONS as u64,
-            faults: script,
             ..Options::new(11, "2026-11-22T12:00:00Z".parse().unwrap())
         };
         let emulator = Emulator::start(options, clock(), stop.clone()).unwrap();
@@ -63,6 +62,10 @@ impl Scene {
             .expect("the traffic ends");
         let origin = format!("http://{}", emulator.address());
         let truth = truth(&origin).await;
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let faults = client.put(format!("{origin}/emulator/faults"));
+        let taken = faults.body(script).send().await.unwrap().status();
+        assert!(taken.is_success(), "{sample}: {taken}");
         let quick = Duration::from_millis(1);
         let settings = Settings {
             requests_per_second: NonZeroU32::new(100_000).unwrap(),
@@ -134,25 +137,26 @@ impl Scene {
 
 async fn truth(origin: &str) -> Vec<(String, BTreeSet<String>)> {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let get = async |path: &str| -> Value {
+    let get = async |path: &str| -> Vec<Value> {
         let request = client.get(format!("{origin}{path}"));
+        let request = request.basic_auth(DEV_ACCOUNT_SID, Some(DEV_AUTH_TOKEN));
         let body = request.send().await.unwrap().bytes().await.unwrap();
-        serde_json::from_slice(&body).unwrap()
+        let mut answer: Value = serde_json::from_slice(&body).unwrap();
+        serde_json::from_value(answer["conversations"].take()).unwrap()
     };
-    let text = |value: &Value, key: &str| value[key].as_str().unwrap().to_owned();
-    let all = get("/emulator/truth").await;
-    let mut all: Vec<(String, String, BTreeSet<String>)> =
-        (all["conversations"].as_array().unwrap())
-            .iter()
-            .map(|it| {
-                let communications = it["communications"].as_array().unwrap();
-                let ids = communications.iter().map(|it| text(it, "id")).collect();
-                (text(it, "name"), text(it, "id"), ids)
-            })
-            .collect();
-    // The traffic names conversations in the order of their creation.
-    all.sort();
-    all.into_iter().map(|(_, id, ids)| (id, ids)).collect()
+    let id = |value: &Value| value["id"].as_str().unwrap().to_owned();
+    let mut communications: HashMap<String, BTreeSet<String>> = (get("/emulator/truth").await)
+        .iter()
+        .map(|it| {
+            let all = it["communications"].as_array().unwrap();
+            (id(it), all.iter().map(id).collect())
+        })
+        .collect();
+    let in_order = get("/v2/Conversations?pageSize=100").await;
+    let in_order = in_order.iter().map(id);
+    in_order
+        .map(|id| (id.clone(), communications.remove(&id).unwrap()))
+        .collect()
 }
 
 async fn check(sample: &str, expected: [Fate; CONVERSATIONS]) {

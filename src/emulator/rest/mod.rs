@@ -16,6 +16,7 @@
 mod control_plane;
 mod controls;
 mod conversations;
+mod ingress;
 mod problem;
 mod query;
 
@@ -54,7 +55,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&shared), admit));
     Router::new()
         .nest("/v2", v2)
-        .nest("/emulator", controls::routes())
+        .nest("/emulator", controls::routes().merge(ingress::routes()))
         .fallback(async || Problem::not_found("resource at this path"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("Method not allowed"))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -15,6 +15,8 @@ use serde::Serialize;
 use super::super::resource::{
     Channel, Communication, Conversation, NewParticipant, Participant, Status, rfc3339,
 };
+use super::grouping::{self, Key, Party};
+use super::timeouts::Traffic;
 use super::{Announcement, Applied, Effect, MAX_PARTICIPANTS, Refusal, within};
 use crate::event::event_type;
 
@@ -34,15 +36,26 @@ pub(crate) struct Entry {
     /// `resourceId` to position; emptied at the close, after which nothing is captured.
     pub(super) resources: HashMap<Arc<str>, u32>,
     pub(super) sequence: u32,
+    pub(super) traffic: Traffic,
+    /// Whether it is found by whoever joins: it was created without participants.
+    pub(super) grows: bool,
+    /// The keys that it is found by, of those that it makes.
+    pub(super) claimed: Vec<Key>,
+    /// When it becomes INACTIVE or CLOSED by itself, as scheduled.
+    pub(super) due: Option<Timestamp>,
     /// Time of the last command, which no later one may precede.
     latest: Timestamp,
 }
 
 impl Entry {
     /// A conversation without anything said.
-    pub(super) fn new(number: u64, conversation: Conversation) -> Self {
+    pub(super) fn new(number: u64, conversation: Conversation, grows: bool) -> Self {
         Entry {
             number,
+            traffic: Traffic::none(conversation.created_at),
+            grows,
+            claimed: Vec::new(),
+            due: None,
             latest: conversation.created_at,
             conversation,
             participants: Vec::new(),
@@ -52,6 +65,19 @@ impl Entry {
             resources: HashMap::new(),
             sequence: 0,
         }
+    }
+
+    /// What it is found by.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        let parties: Vec<_> = self.participants.iter().map(Party::from).collect();
+        grouping::keys(&self.conversation.configuration, &parties)
+    }
+
+    /// What it becomes by itself, and when.
+    pub(super) fn next(&self) -> Option<(Timestamp, Status)> {
+        let settings = &self.conversation.configuration.settings;
+        self.traffic
+            .next(&settings.channel_settings, self.conversation.status)
     }
 
     /// The time of a command that comes at `at`.
@@ -72,7 +98,7 @@ impl Entry {
         if self.participants.iter().any(|known| known.id == id) {
             return Err(Refusal::Taken("participant"));
         }
-        self.note(&new);
+        self.note(&new, at);
         let participant = Participant {
             id: Arc::clone(&id),
             conversation_id: Arc::clone(&self.conversation.id),
@@ -103,7 +129,7 @@ impl Entry {
         let place = participants
             .position(|participant| &*participant.id == id)
             .ok_or(Refusal::NotFound("participant"))?;
-        self.note(&new);
+        self.note(&new, at);
         let participant = &mut self.participants[place];
         let old = participant.clone();
         participant.name = new.name;
@@ -125,8 +151,9 @@ impl Entry {
         })
     }
 
-    fn note(&mut self, participant: &NewParticipant) {
+    fn note(&mut self, participant: &NewParticipant, at: Timestamp) {
         for address in &participant.addresses {
+            self.traffic.begin(address.channel, at);
             self.channels.insert(address.channel);
             self.channel_ids.extend(address.channel_id.clone());
         }

@@ -2,8 +2,9 @@
 //!
 //! Owns every rule of a conversation's life (`ACTIVE → INACTIVE → CLOSED`, the way back on new traffic,
 //! the immutability of what is closed, one communication per `resourceId`), and which closed conversations
-//! make room for new ones; `entry` is one conversation, `control` the account's control plane, `command` the
-//! vocabulary. Refuses I/O, clocks and randomness: ids and times arrive in the command, callbacks leave as
+//! make room for new ones; `entry` is one conversation, `grouping` how traffic finds it, `timeouts` when it
+//! changes by itself, `control` the account's control plane, `command` the vocabulary; `ingest` brings messages
+//! and calls in, `memory` knows whose they are, `bill` counts. Refuses I/O, clocks and randomness: ids and times arrive in the command, callbacks leave as
 //! [`Effect`]s that somebody else sends. Requests over REST, generated traffic and the passing of time go
 //! through the same [`State::apply`].
 //!
@@ -14,9 +15,14 @@
 //!
 //! Fails with [`Refusal`], which `rest` turns into Twilio's error bodies.
 
+mod bill;
 mod command;
 mod control;
 mod entry;
+mod grouping;
+pub(crate) mod ingest;
+mod memory;
+mod timeouts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
@@ -26,11 +32,12 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::configuration::Configuration;
 use super::resource::{
-    Address, Channel, Communication, Conversation, DeliveryStatus, NewCommunication,
-    NewParticipant, Status, StatusCallback,
+    Communication, Conversation, DeliveryStatus, NewCommunication, NewParticipant, Status,
+    StatusCallback,
 };
 use crate::event::event_type;
 
+pub(crate) use self::bill::Bill;
 pub(crate) use self::command::{
     Announcement, Applied, Change, Command, Effect, MetadataChange, Refusal,
 };
@@ -39,6 +46,8 @@ pub(crate) use self::control::{
     ConfigurationChange, Configurations, Operation, Progress, Related, Request, related,
 };
 pub(crate) use self::entry::Entry;
+use self::grouping::{Key, Party};
+pub(crate) use self::memory::Memory;
 
 /// Conversations at once, living ones included; about 1 kB a communication.
 pub(crate) const MAX_CONVERSATIONS: usize = 1_000_000;
@@ -93,6 +102,12 @@ pub(crate) struct State {
     /// In the order of their closes.
     closed: VecDeque<u64>,
     keep_conversations: usize,
+    /// What living conversations are found by; the one that came first has the key.
+    groups: HashMap<Key, u64>,
+    /// Living conversations that become INACTIVE or CLOSED by themselves, by time.
+    schedule: BTreeSet<(Timestamp, u64)>,
+    memory: Memory,
+    bill: Bill,
     tally: Tally,
 }
 
@@ -112,6 +127,10 @@ impl State {
             living: BTreeSet::new(),
             closed: VecDeque::new(),
             keep_conversations: setup.keep_conversations,
+            groups: HashMap::new(),
+            schedule: BTreeSet::new(),
+            memory: Memory::default(),
+            bill: Bill::default(),
             tally: Tally::default(),
         }
     }
@@ -146,18 +165,26 @@ impl State {
                 participant,
             } => {
                 let account_id = Arc::clone(&self.account_id);
-                let (_, entry) = self.living_entry(&conversation)?;
+                let participant = self.resolved(&conversation, participant)?;
+                let (position, entry) = self.living_entry(&conversation)?;
                 let at = entry.advance(at);
-                entry.join(id, participant, &account_id, at)
+                let applied = entry.join(id, participant, &account_id, at)?;
+                self.regroup(position);
+                self.reschedule(position);
+                Ok(applied)
             }
             Command::Replace {
                 conversation,
                 participant,
                 new,
             } => {
-                let (_, entry) = self.living_entry(&conversation)?;
+                let new = self.resolved(&conversation, new)?;
+                let (position, entry) = self.living_entry(&conversation)?;
                 let at = entry.advance(at);
-                entry.replace(&participant, new, at)
+                let applied = entry.replace(&participant, new, at)?;
+                self.regroup(position);
+                self.reschedule(position);
+                Ok(applied)
             }
             Command::Capture {
                 conversation,
@@ -184,20 +211,38 @@ impl State {
 
     /// When something happens next by itself, unless a command changes that.
     pub(crate) fn due(&self) -> Option<Timestamp> {
-        self.operations.due()
+        let conversation = self.schedule.first().map(|(at, _)| *at);
+        self.operations.due().into_iter().chain(conversation).min()
     }
 
     /// Lets everything happen that is due until `at`, each thing at its own time.
     fn tick(&mut self, at: Timestamp) -> Applied {
+        let mut effects = Vec::new();
         while let Some(due) = self.due().filter(|due| *due <= at) {
-            self.end_operation(due);
+            match self.schedule.first() {
+                Some(&(at, position)) if at == due => effects.extend(self.lapse(position, at)),
+                _ => self.end_operation(due),
+            }
         }
-        Applied::quiet("".into())
+        Applied {
+            id: "".into(),
+            effects,
+        }
     }
 
     /// The account that everything belongs to.
     pub(crate) fn account_id(&self) -> &str {
         &self.account_id
+    }
+
+    /// What was billed so far.
+    pub(crate) fn bill(&self) -> &Bill {
+        &self.bill
+    }
+
+    /// The memory stores.
+    pub(crate) fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
     }
 
     /// The account's configurations.
@@ -257,7 +302,7 @@ impl State {
     fn open(
         &mut self,
         conversation: Conversation,
-        participants: Vec<(Arc<str>, NewParticipant)>,
+        mut participants: Vec<(Arc<str>, NewParticipant)>,
     ) -> Result<Applied, Refusal> {
         within(self.conversations.len(), MAX_CONVERSATIONS, "conversations")?;
         within_inclusive(participants.len(), MAX_CREATED_PARTICIPANTS, "participants")?;
@@ -269,8 +314,13 @@ impl State {
         if self.by_id.contains_key(&conversation.id) {
             return Err(Refusal::Taken("conversation"));
         }
-        let configuration_id = &conversation.configuration.id;
-        if let Some(living) = self.same_participants(configuration_id, &participants) {
+        let configuration = &conversation.configuration;
+        for (_, participant) in &mut participants {
+            let store = &configuration.settings.memory_store_id;
+            self.memory.resolve(store, participant);
+        }
+        let parties: Vec<_> = participants.iter().map(|(_, p)| Party::from(p)).collect();
+        if let Some(living) = self.found(&grouping::keys(configuration, &parties)) {
             return Err(Refusal::Conflict { living });
         }
         let mut ids = BTreeSet::new();
@@ -279,7 +329,8 @@ impl State {
         }
         let id = Arc::clone(&conversation.id);
         let at = conversation.created_at;
-        let mut entry = Entry::new(self.tally.conversations + 1, conversation);
+        let number = self.tally.conversations + 1;
+        let mut entry = Entry::new(number, conversation, participants.is_empty());
         let mut effects = Vec::new();
         effects.extend(entry.announce_self(event_type::CONVERSATION_CREATED, &self.account_id, at));
         for (participant_id, participant) in participants {
@@ -290,7 +341,10 @@ impl State {
         self.tally.conversations += 1;
         self.by_id.insert(Arc::clone(&id), position);
         self.living.insert(position);
+        let keys = entry.keys();
         self.conversations.insert(position, Arc::new(entry));
+        self.claim(position, keys);
+        self.reschedule(position);
         self.evict();
         Ok(Applied { id, effects })
     }
@@ -315,6 +369,7 @@ impl State {
         let at = entry.advance(at);
         let mut effects = Vec::new();
         effects.extend(entry.wake(&account_id, at));
+        entry.traffic.on(new.author.channel, at);
         entry.channels.insert(new.author.channel);
         entry.channel_ids.extend(new.channel_id.clone());
         let known = new
@@ -328,6 +383,7 @@ impl State {
             communication.recipients = new.recipients;
             let id = Arc::clone(&communication.id);
             effects.extend(entry.announce_communication_update(position, at));
+            self.reschedule(index);
             return Ok(Applied { id, effects });
         }
         let position = u32::try_from(entry.communications.len()).expect("MAX_COMMUNICATIONS fits");
@@ -349,6 +405,9 @@ impl State {
         };
         effects.extend(entry.announce(event_type::COMMUNICATION_CREATED, at, &communication));
         entry.communications.push(communication);
+        let configuration = Arc::clone(&entry.conversation.configuration);
+        self.bill.communication(&configuration.settings);
+        self.reschedule(index);
         self.communications
             .insert(Arc::clone(&id), (index, position));
         self.tally.communications += 1;
@@ -415,6 +474,10 @@ impl State {
         within_inclusive(metadata.len(), MAX_METADATA_ENTRIES, "metadata entries")?;
         let (_, entry) = self.living_entry(conversation)?;
         let at = entry.advance(at);
+        let became = (status != entry.conversation.status).then_some(status);
+        if became == Some(Status::Active) {
+            entry.traffic.woken(at);
+        }
         entry.conversation.metadata = metadata;
         entry.conversation.status = status;
         entry.conversation.name = name;
@@ -424,14 +487,27 @@ impl State {
         if announced {
             effects.extend(entry.announce_self(event_type::CONVERSATION_UPDATED, &account_id, at));
         }
+        if let Some(status) = became {
+            self.became(position, status);
+        }
+        Ok(Applied { id, effects })
+    }
+
+    /// What follows from a living conversation's new status.
+    fn became(&mut self, position: u64, status: Status) {
+        self.reschedule(position);
+        let configuration = &self.conversations[&position].conversation.configuration;
+        let settings = &configuration.settings;
+        let alive = self.memory.is_alive(&settings.memory_store_id);
+        self.bill.became(status, settings, alive);
         if status == Status::Closed {
-            entry.seal();
+            self.release(position);
+            self.living_at(position).seal();
             self.living.remove(&position);
             self.closed.push_back(position);
             self.tally.closed += 1;
             self.evict();
         }
-        Ok(Applied { id, effects })
     }
 
     /// Takes the conversations away that closed first, until as few are kept as wanted.
@@ -455,7 +531,11 @@ impl State {
     }
 
     fn take(&mut self, position: u64) -> Option<Arc<Entry>> {
+        self.release(position);
         let entry = self.conversations.remove(&position)?;
+        if let Some(due) = entry.due {
+            self.schedule.remove(&(due, position));
+        }
         self.by_id.remove(&entry.conversation.id);
         self.living.remove(&position);
         for communication in &entry.communications {
@@ -474,36 +554,14 @@ impl State {
         if !self.living.contains(&position) {
             return Err(Refusal::Closed);
         }
+        Ok((position, self.living_at(position)))
+    }
+
+    fn living_at(&mut self, position: u64) -> &mut Entry {
         let entry = self.conversations.get_mut(&position);
         let entry = entry.and_then(Arc::get_mut);
-        let entry = entry.expect("what is in by_id is kept, and only closed ones are shared");
-        Ok((position, entry))
+        entry.expect("what lives is kept, and only closed ones are shared")
     }
-
-    /// A living conversation of the same configuration and addresses. Without participants nothing can
-    /// be grouped, so the conversation is a new one.
-    fn same_participants(
-        &self,
-        configuration_id: &str,
-        participants: &[(Arc<str>, NewParticipant)],
-    ) -> Option<Arc<str>> {
-        let wanted = address_set(participants.iter().flat_map(|(_, p)| &p.addresses));
-        if wanted.is_empty() {
-            return None;
-        }
-        self.living
-            .iter()
-            .map(|position| &self.conversations[position])
-            .filter(|entry| &*entry.conversation.configuration.id == configuration_id)
-            .find(|entry| {
-                address_set(entry.participants.iter().flat_map(|p| &p.addresses)) == wanted
-            })
-            .map(|entry| Arc::clone(&entry.conversation.id))
-    }
-}
-
-fn address_set<'a>(addresses: impl Iterator<Item = &'a Address>) -> BTreeSet<(Channel, &'a str)> {
-    addresses.map(|a| (a.channel, &*a.address)).collect()
 }
 
 fn merged(own: &BTreeMap<String, String>, change: MetadataChange) -> BTreeMap<String, String> {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::super::configuration::CONFIGURATION_ID;
 use super::super::listing::{ConversationView, Shape};
 use super::super::resource::{
-    Author, CallbackMethod, Content, ContentType, ParticipantType, Recipient,
+    Address, Author, CallbackMethod, Channel, Content, ContentType, ParticipantType, Recipient,
 };
 use super::*;
 
