@@ -55,7 +55,7 @@ pub enum Command {
     Receive(Receive),
     /// The Kafka consumer: run as many as there are partitions.
     Ingest(Ingest),
-    /// The Conversation Orchestrator on loopback: REST, signed callbacks, traffic.
+    /// The Conversation Orchestrator on loopback: REST, signed callbacks, traffic, faults.
     Emulate(Emulate),
     /// Dead letters, or quarantine, back through the pipeline.
     Replay(Replay),
@@ -226,8 +226,8 @@ pub struct Emulate {
 /// Where the emulator's callbacks go.
 #[derive(Debug, Clone, Args)]
 pub struct CallbackArgs {
-    /// URL that callbacks are signed for; without it none are sent. Its fragment asks for retries, as
-    /// Twilio's connection overrides do: `#rc=5&rp=all`.
+    /// URL that callbacks are signed for; without it none are sent. Its fragment asks for retries
+    /// (`#rc=5&rp=all`), as at Twilio.
     #[arg(long, value_name = "URL", value_parser = callback_url)]
     pub callback_url: Option<String>,
     /// Where they really connect, plain HTTP (a laptop has no public host).

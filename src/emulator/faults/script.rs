@@ -12,6 +12,7 @@
 #[cfg(test)]
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::value::{Few, Moment, Ordinal, PathPattern, Share, Text, Whole};
 
@@ -87,11 +88,13 @@ impl Script {
         .map(Option::unwrap_or_default)
         .map_err(|error| {
             let at = error.location();
+            let why = UserMessageFormatter.format_message(error.without_snippet());
             BadScript::At {
                 line: at.map_or(1, |at| at.line()),
                 column: at.map_or(1, |at| at.column()),
                 field,
-                why: error.render_with_formatter(&serde_saphyr::UserMessageFormatter),
+                // It may quote the file, and ends in a terminal or a log.
+                why: why.replace(char::is_control, " "),
             }
         })
     }

@@ -586,7 +586,7 @@ async fn each_url_has_its_own_delivery() {
         callback_connect: None,
         ..calling(1, address)
     });
-    let configuration = crate::emulator::configuration::CONFIGURATION_ID;
+    let configuration = configuration::CONFIGURATION_ID;
     let new = json!({"configurationId": configuration});
     let (status, created) = running.send("POST", "/v2/Conversations", &new).await;
     assert_eq!(status, 201, "{created}");
