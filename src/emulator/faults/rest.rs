@@ -82,11 +82,11 @@ async fn spoiled(
         Some(RestFault::Truncated { keep, framed }) => truncated(answer, keep.get(), framed).await,
         Some(RestFault::WrongTypes { fields }) => {
             let named = |name: &str| fields.iter().any(|field| field.as_str() == name);
-            edited(answer, |body| Some(view::mistype(body, &named))).await
+            edited(answer, |body| view::mistype(body, &named)).await
         }
         Some(RestFault::Partial { fields }) => {
             let named = |name: &str| fields.iter().any(|field| field.as_str() == name);
-            edited(answer, |body| Some(view::leave_out(body, &named))).await
+            edited(answer, |body| view::leave_out(body, &named)).await
         }
         Some(RestFault::Page(kind)) => match again {
             Some(again) => misled(answer, kind, &again).await,
@@ -275,24 +275,25 @@ impl Scene {
 
 /// The answer with what is to be seen of its conversations.
 async fn shown(shared: &Shared, scene: Scene, answer: Response) -> Response {
-    match scene.is_plain() {
-        true => answer,
-        false => {
-            edited(answer, |body| {
-                Some(scene.show(shared, body.as_object_mut()?))
-            })
-            .await
-        }
+    if scene.is_plain() {
+        return answer;
     }
+    edited(answer, |body| {
+        if let Some(body) = body.as_object_mut() {
+            scene.show(shared, body);
+        }
+    })
+    .await
 }
 
 /// The answer with its JSON edited; byte for byte as it was where the edit changes nothing.
-async fn edited(answer: Response, edit: impl FnOnce(&mut Value) -> Option<()>) -> Response {
+async fn edited(answer: Response, edit: impl FnOnce(&mut Value)) -> Response {
     let (mut parts, body) = answer.into_parts();
     let mut body = whole(body).await;
     if let Ok(was) = serde_json::from_slice::<Value>(&body) {
         let mut json = was.clone();
-        if edit(&mut json).is_some() && json != was {
+        edit(&mut json);
+        if json != was {
             body = json.to_string().into();
         }
     }
@@ -367,9 +368,9 @@ async fn misled(answer: Response, kind: PageFault, again: &Again) -> Response {
     let answer = Response::from_parts(parts, Body::from(body));
     let Some(token) = wrong else { return answer };
     edited(answer, |page| {
-        let meta = page.get_mut("meta")?.as_object_mut()?;
-        meta.insert("nextToken".to_owned(), token);
-        Some(())
+        if let Some(meta) = page.get_mut("meta").and_then(Value::as_object_mut) {
+            meta.insert("nextToken".to_owned(), token);
+        }
     })
     .await
 }

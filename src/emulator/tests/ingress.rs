@@ -182,7 +182,7 @@ async fn conversations_end_by_themselves_while_the_clock_runs() {
     };
     let address = ([127, 0, 0, 1], 1).into();
     let clock = Clock::from_fn(running_clock);
-    let shared = Arc::new(Shared::new(options, clock, outbox, address));
+    let shared = Arc::new(Shared::new(options, clock, outbox, address, Stop::new()));
     let stop = Stop::new();
     let timers = tokio::spawn(timers::run(Arc::clone(&shared), stop.clone()));
     let settings = json!({
