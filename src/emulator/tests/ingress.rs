@@ -168,14 +168,17 @@ async fn the_same_seed_and_requests_give_the_same_bytes() {
 
 /// As far from the base as tokio's time, which a test can pause, from its start.
 fn running_clock() -> Timestamp {
-    static START: std::sync::OnceLock<tokio::time::Instant> = std::sync::OnceLock::new();
-    let start = START.get_or_init(tokio::time::Instant::now);
-    base() + SignedDuration::try_from(start.elapsed()).unwrap()
+    thread_local! {
+        static START: tokio::time::Instant = tokio::time::Instant::now();
+    }
+    let elapsed = START.with(tokio::time::Instant::elapsed);
+    base() + SignedDuration::try_from(elapsed).unwrap()
 }
 
-#[tokio::test(start_paused = true)]
-async fn conversations_end_by_themselves_while_the_clock_runs() {
-    let (outbox, _waiting) = Outbox::new();
+/// What the layers share, on a running clock and without any task, with the configuration `c1`.
+async fn unattended() -> Arc<Shared> {
+    // Nobody is called back, so that nothing ever waits in the outbox.
+    let (outbox, _) = Outbox::new();
     let options = Options {
         start_time: None,
         ..quiet()
@@ -183,8 +186,6 @@ async fn conversations_end_by_themselves_while_the_clock_runs() {
     let address = ([127, 0, 0, 1], 1).into();
     let clock = Clock::from_fn(running_clock);
     let shared = Arc::new(Shared::new(options, clock, outbox, address, Stop::new()));
-    let stop = Stop::new();
-    let timers = tokio::spawn(timers::run(Arc::clone(&shared), stop.clone()));
     let settings = json!({
         "displayName": "test",
         "conversationGroupingType": "GROUP_BY_PROFILE",
@@ -201,6 +202,11 @@ async fn conversations_end_by_themselves_while_the_clock_runs() {
         key: None,
     };
     shared.carry_out(begin, shared.clock.now()).await.unwrap();
+    shared
+}
+
+/// The conversation that a customer's message went into.
+async fn written(shared: &Shared) -> Arc<str> {
     let message = state::ingest::Message {
         channel: resource::Channel::Sms,
         from: CUSTOMER.into(),
@@ -210,9 +216,30 @@ async fn conversations_end_by_themselves_while_the_clock_runs() {
         service: None,
         customer: None,
     };
-    let began = shared.clock.now();
     let report = shared.take_in(|state, seed, at| state.message(&message, seed, at));
-    let id = Arc::clone(&report.await.captured[0].conversation_id);
+    Arc::clone(&report.await.captured[0].conversation_id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_due_happens_before_what_comes_later() {
+    let shared = unattended().await;
+    let first = written(&shared).await;
+    assert_eq!(written(&shared).await, first);
+    tokio::time::advance(Duration::from_secs(3_600)).await;
+    let later = written(&shared).await;
+    assert_ne!(
+        later, first,
+        "the first one closed in that minute, although no timer ran"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn conversations_end_by_themselves_while_the_clock_runs() {
+    let shared = unattended().await;
+    let stop = Stop::new();
+    let timers = tokio::spawn(timers::run(Arc::clone(&shared), stop.clone()));
+    let began = shared.clock.now();
+    let id = written(&shared).await;
     let mut due = shared.due.subscribe();
     let over = due.wait_for(Option::is_none);
     timeout(Duration::from_secs(3 * 3_600), over)
