@@ -46,3 +46,8 @@ mod cli;
 
 // Requests signed by Twilio's own code.
 mod twilio_sdk;
+
+// Twilio's own clients against the emulator: every step of Twilio's documents.
+mod agent_connect;
+mod official_sdks;
+mod samples;
