@@ -51,3 +51,6 @@ mod twilio_sdk;
 mod agent_connect;
 mod official_sdks;
 mod samples;
+
+// The emulator's page in a browser.
+mod page;

@@ -37,7 +37,7 @@ use super::resource::{
 };
 use crate::event::event_type;
 
-pub(crate) use self::bill::Bill;
+pub(crate) use self::bill::{Bill, CallLine, Source};
 pub(crate) use self::command::{
     Announcement, Applied, Change, Command, Effect, MetadataChange, Refusal,
 };
