@@ -54,3 +54,6 @@ mod samples;
 
 // The emulator's page in a browser.
 mod page;
+
+// From a capture rule to a row in DuckDB, as somebody new would go.
+mod newcomer;
