@@ -73,12 +73,25 @@ pub mod header {
     pub const DEAD_LETTER_PARTITION: &str = "dead-letter-partition";
     /// Its offset, decimal.
     pub const DEAD_LETTER_OFFSET: &str = "dead-letter-offset";
+    /// Where a replayed record was kept: topic, partition and offset, with `/` between them.
+    pub const REPLAYED: &str = "replayed";
+    /// The record is no callback but a close that the API's list told us of; why it was published.
+    pub const RECONCILED: &str = "reconciled";
     /// Prefix of `ce_type`.
     pub const TYPE_PREFIX: &str = "com.twilio.conversations.";
 }
 
 /// Longest id that becomes a Kafka key and a column; Twilio's are under 64 characters.
 pub const MAX_ID_BYTES: usize = 256;
+
+/// Longest text from outside that is copied into a record header.
+pub const MAX_HEADER_BYTES: usize = 256;
+
+/// `value`, where it is visible ASCII that a record header may have.
+pub fn copyable(value: &[u8]) -> Option<&[u8]> {
+    let visible = value.iter().all(u8::is_ascii_graphic);
+    (visible && (1..=MAX_HEADER_BYTES).contains(&value.len())).then_some(value)
+}
 
 /// A callback's event, borrowed from its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +154,27 @@ impl<'a> CallbackEvent<'a> {
             && self.status.as_deref() == Some(CLOSED)
     }
 
+    /// Whether the event's type can be an attribute of a record; a body whose type cannot is no event of
+    /// the events topic.
+    pub fn has_usable_type(&self) -> bool {
+        self.event_type.len() <= MAX_ID_BYTES && !self.event_type.chars().any(char::is_control)
+    }
+
+    /// The CloudEvents attributes of the record that carries this event.
+    pub fn attributes(&self, body_sha256: &[u8; 32]) -> Attributes<'_> {
+        let account = self.account_id.as_deref().unwrap_or("").as_bytes();
+        // Odd times stay in the body alone: CloudEvents requires RFC 3339.
+        let time = self.timestamp.as_deref();
+        let time = time.filter(|text| text.parse::<jiff::Timestamp>().is_ok());
+        Attributes {
+            id: self.identity(body_sha256).hex(),
+            source: copyable(account).unwrap_or(b"unknown"),
+            name: format!("{}{}", header::TYPE_PREFIX, self.event_type),
+            time: time.and_then(|text| copyable(text.as_bytes())),
+            subject: self.conversation_id.as_bytes(),
+        }
+    }
+
     /// SHA-256 over event type, resource id, timestamp and body hash, each preceded by its length.
     ///
     /// The idempotency token takes no part: it is not signed, and a captured request can be replayed
@@ -157,6 +191,30 @@ impl<'a> CallbackEvent<'a> {
             hash.update(part);
         }
         EventId(hash.finalize().into())
+    }
+}
+
+/// What CloudEvents 1.0 says of an event (Kafka binding, binary mode).
+#[derive(Debug)]
+pub struct Attributes<'a> {
+    id: [u8; 64],
+    source: &'a [u8],
+    name: String,
+    time: Option<&'a [u8]>,
+    subject: &'a [u8],
+}
+
+impl Attributes<'_> {
+    /// As record headers; `None` is absent.
+    pub fn headers(&self) -> [(&'static str, Option<&[u8]>); 6] {
+        [
+            (header::CE_SPECVERSION, Some(b"1.0")),
+            (header::CE_ID, Some(&self.id)),
+            (header::CE_SOURCE, Some(self.source)),
+            (header::CE_TYPE, Some(self.name.as_bytes())),
+            (header::CE_TIME, self.time),
+            (header::CE_SUBJECT, Some(self.subject)),
+        ]
     }
 }
 
@@ -380,5 +438,32 @@ mod tests {
         moved.resource_id = "onv_conversation_1".into();
         assert_ne!(id, moved.identity(&[7; 32]));
         assert_eq!(id.to_string().len(), 64);
+    }
+
+    #[test]
+    fn attributes_are_bounded_and_visible() {
+        let body = |account: &str, time: &str| {
+            format!(
+                r#"{{"eventType":"CONVERSATION_CREATED","timestamp":{time:?},"data":{{"id":"c","accountId":{account:?}}}}}"#
+            )
+        };
+        for (account, time_sent, want_source, want_time) in [
+            ("AC1", "2026-11-22T10:00:00Z", "AC1", true),
+            ("", "yesterday", "unknown", false),
+            ("A C", "2026-11-22T10:00:60+01:00", "unknown", true),
+            (&"x".repeat(300), "9999-99-99T00:00:00Z", "unknown", false),
+        ] {
+            let body = body(account, time_sent);
+            let event = CallbackEvent::parse(body.as_bytes()).unwrap();
+            let attributes = event.attributes(&[7; 32]);
+            let [.., source, _, time, subject] = attributes.headers();
+            assert_eq!(source.1, Some(want_source.as_bytes()));
+            assert_eq!(
+                time.1,
+                want_time.then_some(time_sent.as_bytes()),
+                "{time_sent}"
+            );
+            assert_eq!(subject.1, Some(&b"c"[..]));
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod enrich;
 pub mod ingest;
 pub mod lake;
 pub mod receive;
+pub mod replay;
 pub mod spool;
 pub mod table;
 pub mod topic;

@@ -91,7 +91,7 @@ pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
     let kafka = args
         .kafka
         .clone()
-        .map(|brokers| kafka_at(brokers, &args.topics))
+        .map(|brokers| kafka_at(brokers, &args.topics.names))
         .transpose()?;
     let json = args.json;
     let summary = block_on(cores(), async move {
@@ -153,7 +153,7 @@ impl World {
                 (settings, topics)
             }
             None => {
-                let topics = Topics::named(&args.topics.topic);
+                let topics = Topics::named(&args.topics.names.topic);
                 let cluster = EmbeddedCluster::start(EMBEDDED_PARTITIONS, &topics.all())?;
                 (embedded.insert(cluster).settings(), topics)
             }

@@ -11,6 +11,7 @@ mod dev;
 mod emulate;
 mod ingest;
 mod receive;
+mod replay;
 mod sql;
 mod verify;
 
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use crate::config::args::{Command, KafkaArgs, KafkaProperty, TopicArgs};
+use crate::config::args::{Command, KafkaArgs, KafkaProperty, TopicArgs, TopicNames};
 use crate::config::{self, Invalid};
 use crate::lake::{Access, Lake};
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
@@ -57,6 +58,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Receive(args) => receive::run(args, &secrets),
             Command::Ingest(args) => ingest::run(args, &secrets),
             Command::Emulate(args) => emulate::run(args, secrets),
+            Command::Replay(args) => replay::run(args),
             Command::Verify(args) => verify::run(args, &secrets),
             Command::Sql(args) => sql::run(&args),
         }
@@ -200,11 +202,11 @@ async fn open_lake(location: &str, access: Access) -> anyhow::Result<Lake> {
 
 /// Client settings of `--kafka` and `--kafka-property`, checked by librdkafka without connecting.
 fn kafka(args: &KafkaArgs) -> anyhow::Result<(topic::Settings, Topics)> {
-    kafka_at(args.kafka.clone(), &args.topics)
+    kafka_at(args.kafka.clone(), &args.topics.names)
 }
 
-fn kafka_at(brokers: String, topics: &TopicArgs) -> anyhow::Result<(topic::Settings, Topics)> {
-    let properties: Result<Vec<_>, Invalid> = topics
+fn kafka_at(brokers: String, names: &TopicNames) -> anyhow::Result<(topic::Settings, Topics)> {
+    let properties: Result<Vec<_>, Invalid> = names
         .kafka_properties
         .iter()
         .map(KafkaProperty::split)
@@ -218,7 +220,7 @@ fn kafka_at(brokers: String, topics: &TopicArgs) -> anyhow::Result<(topic::Setti
     settings
         .validate()
         .map_err(|error| Invalid(error.to_string()))?;
-    Ok((settings, Topics::named(&topics.topic)))
+    Ok((settings, Topics::named(&names.topic)))
 }
 
 /// Creates the topics where `--create-topics` asks for it, however long the brokers take to answer.

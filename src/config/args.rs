@@ -9,9 +9,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
 use url::Url;
 
 use super::Invalid;
+use crate::emulator::PartialFields;
+use crate::replay::Source;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
 
@@ -54,6 +57,8 @@ pub enum Command {
     Ingest(Ingest),
     /// The Conversation Orchestrator on loopback: REST, signed callbacks, traffic.
     Emulate(Emulate),
+    /// Dead letters, or quarantine, back through the pipeline.
+    Replay(Replay),
     /// Is every closed conversation in the lake, whole and once? Names what is not (exit code 3).
     Verify(Verify),
     /// The DuckDB views over a lake, on standard output.
@@ -70,15 +75,32 @@ pub struct KafkaArgs {
     pub topics: TopicArgs,
 }
 
-/// Topics and client properties.
+/// Where Kafka is, for commands that make no topics.
 #[derive(Debug, Clone, Args)]
-pub struct TopicArgs {
+pub struct KafkaClientArgs {
+    /// Bootstrap brokers.
+    #[arg(long, value_name = "HOST:PORT,…")]
+    pub kafka: String,
+    #[command(flatten)]
+    pub names: TopicNames,
+}
+
+/// Which topics, and client properties.
+#[derive(Debug, Clone, Args)]
+pub struct TopicNames {
     /// librdkafka property, e.g. for TLS and SASL; may be repeated.
     #[arg(long = "kafka-property", value_name = "NAME=VALUE", value_parser = kafka_property)]
     pub kafka_properties: Vec<KafkaProperty>,
     /// Topic of events; `.quarantine` and `.dead-letters` stand beside it.
     #[arg(long, value_name = "NAME", default_value = "convolake.events")]
     pub topic: String,
+}
+
+/// Topics, and how they are made.
+#[derive(Debug, Clone, Args)]
+pub struct TopicArgs {
+    #[command(flatten)]
+    pub names: TopicNames,
     /// Create the topics at start where they are missing.
     #[arg(long)]
     pub create_topics: bool,
@@ -204,6 +226,32 @@ pub struct Emulate {
     pub callbacks: CallbackArgs,
     #[command(flatten)]
     pub traffic: TrafficArgs,
+    #[command(flatten)]
+    pub service: ServiceArgs,
+}
+
+/// How the emulated service behaves.
+#[derive(Debug, Clone, Args)]
+pub struct ServiceArgs {
+    /// Let time stand still here until it is advanced by POST /emulator/clock; without it, time is now.
+    #[arg(long, value_name = "RFC3339")]
+    pub start_time: Option<Timestamp>,
+    /// How long operations of the control plane are PENDING.
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration)]
+    pub operation_delay: Duration,
+    /// Accept PATCH of a configuration, which the SDKs know and the service denies.
+    #[arg(long)]
+    pub allow_configuration_patch: bool,
+    /// Conversations kept in memory; past it the ones that closed first are forgotten. Without it 50,000, or
+    /// --conversations where that is more.
+    #[arg(long, value_name = "N")]
+    pub keep_conversations: Option<usize>,
+    /// Share of list items that leave fields out, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value = "0.1")]
+    pub partial: f64,
+    /// Which: createdAt, dateCreated, channels, flat, author, content, recipients; all of them unless said.
+    #[arg(long, value_name = "FIELD,…")]
+    pub partial_fields: Option<PartialFields>,
 }
 
 /// Where the emulator's callbacks go.
@@ -229,6 +277,9 @@ pub struct TrafficArgs {
     /// Same seed, same conversations; without it a fresh one, printed.
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
+    /// What the traffic is like, as TOML or JSON: channels, lengths, languages, arrival.
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Communications of the first conversation, to try a very large one.
     #[arg(long, value_name = "N")]
     pub large: Option<usize>,
@@ -242,6 +293,34 @@ pub struct Verify {
     pub lake: String,
     #[command(flatten)]
     pub api: ApiArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `convolake replay`
+#[derive(Debug, Args)]
+pub struct Replay {
+    #[command(flatten)]
+    pub kafka: KafkaClientArgs,
+    /// Which topic is read, from its beginning to the end that it has now.
+    #[arg(long, value_enum, default_value = "dead-letters")]
+    pub from: Source,
+    /// Only records set aside for this reason; may be repeated.
+    #[arg(long = "reason", value_name = "WORD")]
+    pub reasons: Vec<String>,
+    /// Only records set aside at or after this time (RFC 3339).
+    #[arg(long, value_name = "TIME", value_parser = timestamp)]
+    pub since: Option<Timestamp>,
+    /// Only records set aside before this time (RFC 3339).
+    #[arg(long, value_name = "TIME", value_parser = timestamp)]
+    pub until: Option<Timestamp>,
+    /// Only records of this conversation; may be repeated.
+    #[arg(long = "conversation", value_name = "ID")]
+    pub conversations: Vec<String>,
+    /// Count, and publish nothing.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -324,6 +403,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         .parse()
         .map_err(|_| "write a duration such as 500ms, 30s or 2m")?;
     Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+fn timestamp(text: &str) -> Result<Timestamp, String> {
+    text.parse()
+        .map_err(|_| "write a time such as 2026-11-22T10:00:00Z".to_owned())
 }
 
 fn public_url(text: &str) -> Result<PublicUrl, String> {

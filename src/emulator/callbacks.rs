@@ -100,7 +100,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// An empty outbox, and the queue that [`send_all`] empties.
+    /// An empty outbox, and the queue that [`Sender::send_all`] empties.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Announcement>) {
         let (queue, waiting) = mpsc::channel(QUEUE_ANNOUNCEMENTS);
         let log = Arc::new(Log::default());

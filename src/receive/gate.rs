@@ -2,7 +2,7 @@
 //!
 //! Owns where a request ends on the wire, the time a client may take to read an answer, and the end of a
 //! connection. A head is held back until it is whole and [`Head`] has accepted it; then it and exactly its
-//! body pass. A refused head is replaced by [`Refusal`], a request that the service answers with the
+//! body pass. A refused head is replaced by [`Refused`], a request that the service answers with the
 //! refusal's status and closes on, and nothing that follows passes. A client may spell that request itself;
 //! all it gets is refused.
 //!

@@ -2,7 +2,7 @@
 //!
 //! Owns one broker of librdkafka's mock cluster and its topics. Refuses to stand in for durability: it
 //! keeps records in memory and drops the oldest beyond [`EMBEDDED_PARTITION_BYTES`] a partition, so a
-//! reader that falls behind meets [`Error::OffsetOutOfRange`](super::Error::OffsetOutOfRange).
+//! reader that falls behind meets [`Error::OffsetOutOfRange`].
 //!
 //! It leaves out: creating topics by request, deleting records, replication, quotas, access control.
 

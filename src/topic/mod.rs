@@ -1,8 +1,8 @@
 //! Kafka: publish, consume with rebalances as messages, set aside. The only part that names rdkafka.
 //!
 //! Owns the settings our promises rest on ([`Settings`]), the form of a record ([`Message`], [`Record`]),
-//! the producer ([`Publisher`]), the consumer ([`Consumer`]) and a cluster inside the process
-//! ([`EmbeddedCluster`]). Refuses to decide what a record means, which offset is durable, or whether to
+//! the producer ([`Publisher`]), the consumer ([`Consumer`]), one reading of a whole topic ([`Scan`]) and a
+//! cluster inside the process ([`EmbeddedCluster`]). Refuses to decide what a record means, which offset is durable, or whether to
 //! try again: it reports outcomes, its callers decide.
 //!
 //! Guarantees: a publish ends acknowledged by all in-sync replicas or in an error that says whether the
@@ -17,22 +17,19 @@ mod embedded;
 mod notify;
 mod producer;
 mod record;
+mod scan;
 mod settings;
 #[cfg(test)]
 mod testing;
 
 pub use admin::{cluster_id, create_topics};
-#[cfg(any())]
-pub use consumer::{
-    AssignReply, Consumer, Event, MAX_IN_FLIGHT_BYTES, MAX_POLL_INTERVAL, REPLY_WAIT, RevokeReply,
-    Watermarks,
-};
 pub use consumer::{
     AssignReply, Consumer, Event, MAX_POLL_INTERVAL, REPLY_WAIT, RevokeReply, Watermarks,
 };
 pub use embedded::{EMBEDDED_PARTITION_BYTES, EmbeddedCluster};
 pub use producer::{Acknowledgement, Publisher};
 pub use record::{DeadLetter, Headers, Message, Record, Topics};
+pub use scan::Scan;
 pub use settings::{MESSAGE_TIMEOUT, QUEUE_KBYTES, QUEUE_MESSAGES, SOCKET_TIMEOUT, Settings};
 
 use std::time::Duration;

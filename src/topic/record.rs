@@ -221,6 +221,13 @@ impl Headers {
         })
     }
 
+    /// All but those that say why and where a record was set aside; a null value is an empty one.
+    pub fn of_the_event(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.iter()
+            .filter(|(name, _)| !name.starts_with(DEAD_LETTER_PREFIX))
+            .map(|(name, value)| (name, value.unwrap_or_default()))
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.spans.len()
@@ -292,13 +299,7 @@ impl Publisher {
         let offset = record.offset.to_string();
         let mut headers: Vec<(&str, &[u8])> =
             Vec::with_capacity(record.headers.len() + DEAD_LETTER_HEADERS);
-        headers.extend(
-            record
-                .headers
-                .iter()
-                .filter(|(name, _)| !name.starts_with(DEAD_LETTER_PREFIX))
-                .map(|(name, value)| (name, value.unwrap_or_default())),
-        );
+        headers.extend(record.headers.of_the_event());
         headers.extend([
             (header::DEAD_LETTER_REASON, letter.reason.as_bytes()),
             (header::DEAD_LETTER_STAGE, letter.stage.as_bytes()),

@@ -183,7 +183,9 @@ async fn refused(
 
 #[test]
 fn help_is_what_was_reviewed() {
-    for command in ["", "dev", "receive", "ingest", "emulate", "verify", "sql"] {
+    for command in [
+        "", "dev", "receive", "ingest", "emulate", "replay", "verify", "sql",
+    ] {
         let mut program = Command::new(env!("CARGO_BIN_EXE_convolake"));
         let name = if command.is_empty() {
             "help".to_owned()

@@ -26,7 +26,7 @@ use crate::harness::scripted::{Api, COMMUNICATIONS, communications, json_answer,
 use crate::harness::{ACCOUNT, SLOW_POLL_INTERVAL, folder, free_address, until, until_every};
 
 /// Longest time until a handful of conversations is in the lake.
-const LAKE_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LAKE_LIMIT: Duration = Duration::from_secs(60);
 /// The same where the API has to be given up on first: eight tries, with pauses that sum to 51 s at most.
 const GIVEN_UP_LIMIT: Duration = Duration::from_secs(120);
 /// Longest time to an answer while Kafka is away; Twilio waits 15 s.
@@ -386,20 +386,20 @@ async fn a_conversation_of_50_000_communications_is_complete_in_bounded_memory()
 }
 
 /// All conversations of the lake, with what their row says and how many rows they have.
-const CONVERSATIONS: &str =
+pub(crate) const CONVERSATIONS: &str =
     "select c.conversation_id as id, c.completeness, c.communications as said,
        (select count(*) from communications m where m.conversation_id = c.conversation_id) as rows
      from conversations c order by id";
 
 /// What [`CONVERSATIONS`] gives where these are whole and there are no others.
-fn whole(ids: &[&str]) -> Value {
+pub(crate) fn whole(ids: &[&str]) -> Value {
     ids.iter()
         .map(|id| json!({"id": id, "completeness": "COMPLETE", "said": COMMUNICATIONS, "rows": COMMUNICATIONS}))
         .collect()
 }
 
 /// Waits until `sql` gives exactly `want`.
-async fn in_lake(python: &Path, lake: &Path, sql: &str, want: &Value, limit: Duration) {
+pub(crate) async fn in_lake(python: &Path, lake: &Path, sql: &str, want: &Value, limit: Duration) {
     until_every(
         SLOW_POLL_INTERVAL,
         "the lake",
@@ -413,12 +413,12 @@ async fn in_lake(python: &Path, lake: &Path, sql: &str, want: &Value, limit: Dur
 }
 
 /// A foreign reader and a broker, or none.
-async fn parts() -> Option<(&'static Path, Kafka)> {
+pub(crate) async fn parts() -> Option<(&'static Path, Kafka)> {
     Some((parts::python()?, Kafka::start().await?))
 }
 
 /// A publisher to topics of one partition, so that every record has the others as neighbours.
-async fn publisher(kafka: &Kafka) -> Publisher {
+pub(crate) async fn publisher(kafka: &Kafka) -> Publisher {
     let settings = topic::Settings {
         brokers: kafka.address().to_owned(),
         ..topic::Settings::default()
@@ -430,7 +430,7 @@ async fn publisher(kafka: &Kafka) -> Publisher {
     Publisher::start(&settings).unwrap()
 }
 
-async fn publish(publisher: &Publisher, key: &str, value: &[u8]) {
+pub(crate) async fn publish(publisher: &Publisher, key: &str, value: &[u8]) {
     let message = Message {
         topic: TOPIC,
         key: Some(key.as_bytes()),
@@ -444,7 +444,7 @@ fn opened(id: &str) -> String {
     event("CONVERSATION_CREATED", id, "ACTIVE")
 }
 
-fn closed(id: &str) -> String {
+pub(crate) fn closed(id: &str) -> String {
     event("CONVERSATION_UPDATED", id, "CLOSED")
 }
 
@@ -457,7 +457,7 @@ fn event(event_type: &str, id: &str, status: &str) -> String {
     .to_string()
 }
 
-fn dead_letters(kafka: &Kafka) -> Vec<Record> {
+pub(crate) fn dead_letters(kafka: &Kafka) -> Vec<Record> {
     kafka.records(&Topics::named(TOPIC).dead_letters)
 }
 

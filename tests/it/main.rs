@@ -33,6 +33,9 @@ mod spool;
 // What others do wrong: poison, an API that lies, Kafka and credentials that are not there.
 mod faults;
 
+// What an operator heals afterwards: replay, reconcile, verify.
+mod heal;
+
 // The command line: wrong use, help, pipes, exit codes.
 mod cli;
 
