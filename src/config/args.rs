@@ -22,7 +22,7 @@ use crate::telemetry::LogFormat;
 #[derive(Debug, Parser)]
 #[command(
     name = "convolake",
-    version,
+    version = super::VERSION,
     max_term_width = 100,
     disable_help_subcommand = true
 )]

@@ -23,6 +23,8 @@ use redb::{
 };
 
 use super::record::{Entry, Stored};
+#[cfg(feature = "sabotage")]
+use crate::config::sabotage::{self, Sabotage};
 
 /// The file's format. An older one is read; a newer one belongs to a newer release.
 pub(super) const FORMAT: u64 = 1;
@@ -369,6 +371,10 @@ impl StorageBackend for Watched {
     }
 
     fn sync_data(&self) -> std::io::Result<()> {
+        #[cfg(feature = "sabotage")]
+        if sabotage::is(Sabotage::SpoolSync) {
+            return Ok(());
+        }
         let synced = self.inner.sync_data();
         if synced.is_err() {
             self.sync_failed.store(true, Ordering::Release);
