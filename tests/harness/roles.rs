@@ -124,10 +124,10 @@ impl Orchestrator {
         seed: u64,
         rate: u32,
     ) -> Orchestrator {
-        let rate = rate.to_string();
+        let (rate, url) = (rate.to_string(), format!("{PUBLIC_URL}#rc=5&rp=all"));
         let flags = [
             "--callback-url",
-            PUBLIC_URL,
+            &url,
             "--callback-connect",
             connect,
             "--rate",

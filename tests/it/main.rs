@@ -35,6 +35,9 @@ mod spool;
 // What others do wrong: poison, an API that lies, Kafka and credentials that are not there.
 mod faults;
 
+// What the emulator can be told to do wrong, with the whole pipeline behind it.
+mod fault_scripts;
+
 // What an operator heals afterwards: replay, reconcile, verify.
 mod heal;
 

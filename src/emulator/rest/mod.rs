@@ -37,9 +37,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use self::problem::Problem;
+pub(crate) use self::problem::Problem;
 use super::Shared;
 use super::configuration::{Invalid, without_nulls};
+use super::faults::rest::spoil;
 
 /// Largest request body.
 pub(crate) const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -51,6 +52,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .nest("/ControlPlane", control_plane::routes())
         .fallback(async || Problem::not_found("resource at this path"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("Method not allowed"))
+        .layer(from_fn_with_state(Arc::clone(&shared), spoil))
         .layer(from_fn_with_state(Arc::clone(&shared), admit));
     Router::new()
         .nest("/v2", v2)
@@ -150,13 +152,7 @@ fn value(headers: &HeaderMap, body: Sent) -> Result<Value, Problem> {
     if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
         return Err(Problem::unsupported_media_type());
     }
-    let body = body.map_err(|rejection| {
-        Problem::new(
-            rejection.status(),
-            20_000 + u32::from(rejection.status().as_u16()),
-            rejection.body_text(),
-        )
-    })?;
+    let body = body.map_err(Problem::unreadable)?;
     serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_request(format!("the body: is no JSON: {error}")))
 }

@@ -23,6 +23,8 @@ use crate::event::event_type;
 /// A conversation with all that belongs to it.
 #[derive(Debug)]
 pub(crate) struct Entry {
+    /// From 1 in the order of creation.
+    pub(crate) number: u64,
     pub(crate) conversation: Conversation,
     pub(crate) participants: Vec<Participant>,
     /// In the order of capture.
@@ -47,8 +49,9 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// A conversation without anything said.
-    pub(super) fn new(conversation: Conversation, grows: bool) -> Self {
+    pub(super) fn new(number: u64, conversation: Conversation, grows: bool) -> Self {
         Entry {
+            number,
             traffic: Traffic::none(conversation.created_at),
             grows,
             claimed: Vec::new(),
@@ -224,6 +227,7 @@ impl Entry {
         );
         Some(Effect::Announce(Announcement {
             conversation_id: Arc::clone(&self.conversation.id),
+            number: self.number,
             sequence,
             event_type,
             body: body.into(),

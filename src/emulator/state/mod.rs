@@ -329,7 +329,8 @@ impl State {
         }
         let id = Arc::clone(&conversation.id);
         let at = conversation.created_at;
-        let mut entry = Entry::new(conversation, participants.is_empty());
+        let number = self.tally.conversations + 1;
+        let mut entry = Entry::new(number, conversation, participants.is_empty());
         let mut effects = Vec::new();
         effects.extend(entry.announce_self(event_type::CONVERSATION_CREATED, &self.account_id, at));
         for (participant_id, participant) in participants {
