@@ -3,8 +3,8 @@
 //! One pure state machine (`state`) knows the rules; thin layers put it to work: `rest` turns requests
 //! into commands, and messages and calls of the world outside into what `capture` and `twiml` make of them;
 //! `traffic` makes up conversations and `drive` runs them, `timers` lets happen what is due by
-//! `clock`, `callbacks` sends what the machine announces, `listing` and `pages` show what it holds, `truth`
-//! all of it, `faults` spoils answers and callbacks as a script says. Requests, traffic and time take the
+//! `clock`, `callbacks` sends what the machine announces, `listing` and `pages` show what it holds, `page`
+//! shows it to people, `truth` all of it, `faults` spoils answers and callbacks as a script says. Requests, traffic and time take the
 //! same way, [`Shared::carry_out`].
 //!
 //! Guarantees: the seed decides ids, texts, what lists leave out, which callbacks come late or twice. Two
@@ -25,6 +25,7 @@ mod drive;
 mod faults;
 mod listing;
 mod options;
+mod page;
 mod pages;
 mod resource;
 mod rest;

@@ -46,3 +46,14 @@ mod cli;
 
 // Requests signed by Twilio's own code.
 mod twilio_sdk;
+
+// Twilio's own clients against the emulator: every step of Twilio's documents.
+mod agent_connect;
+mod official_sdks;
+mod samples;
+
+// The emulator's page in a browser.
+mod page;
+
+// From a capture rule to a row in DuckDB, as somebody new would go.
+mod newcomer;

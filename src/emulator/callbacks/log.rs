@@ -136,6 +136,13 @@ impl Log {
         .expect("the log has string keys, and memory does not fail to write")
     }
 
+    /// What is remembered of the conversation `id`, in the order of its ends.
+    pub(crate) fn of_conversation(&self, id: &str) -> Vec<Delivery> {
+        let kept = self.kept();
+        let of_it = |delivery: &&Delivery| &*delivery.conversation_id == id;
+        kept.deliveries.iter().filter(of_it).cloned().collect()
+    }
+
     pub(super) fn record(&self, delivery: Delivery) {
         let answered = delivery.attempts.iter().any(|a| a.status.is_some());
         let outcome = match (delivery.accepted, answered, delivery.attempts.is_empty()) {

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use super::state::Announcement;
 use crate::signature::SigningKey;
 
-pub(crate) use self::log::{Filter, Log};
+pub(crate) use self::log::{Attempt, Delivery, Filter, Log};
 pub(crate) use self::queue::Sender;
 
 /// Announcements that wait to be sent; a full queue holds traffic and requests back.

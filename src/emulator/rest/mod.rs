@@ -37,10 +37,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+pub(super) use self::ingress::{NewCall, NewMessage, take_call, take_message};
 pub(crate) use self::problem::Problem;
-use super::Shared;
 use super::configuration::{Invalid, without_nulls};
 use super::faults::rest::spoil;
+use super::{Shared, page};
 
 /// Largest request body.
 pub(crate) const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -57,6 +58,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .nest("/v2", v2)
         .nest("/emulator", controls::routes().merge(ingress::routes()))
+        .merge(page::routes())
         .fallback(async || Problem::not_found("resource at this path"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("Method not allowed"))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -140,7 +142,8 @@ fn object(headers: &HeaderMap, body: Sent) -> Result<Map<String, Value>, Problem
     }
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
+/// What `value` says, as the fields of a request.
+pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
     Ok(serde_path_to_error::deserialize(value).map_err(Invalid::from)?)
 }
 

@@ -20,10 +20,10 @@ use super::json_answer;
 /// An error as Twilio words them.
 #[derive(Debug)]
 pub(crate) struct Problem {
-    status: StatusCode,
+    pub(crate) status: StatusCode,
     /// Twilio's error number; where it publishes none, 20000 and the status.
     code: u32,
-    message: String,
+    pub(crate) message: String,
     /// The living conversation that stands in the way.
     conflicting: Option<Arc<str>>,
 }

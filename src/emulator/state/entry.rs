@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::super::resource::{
-    Channel, Communication, Conversation, NewParticipant, Participant, Status, rfc3339,
+    Channel, Communication, Conversation, NewCommunication, NewParticipant, Participant, Status,
+    rfc3339, rfc3339_seconds,
 };
 use super::grouping::{self, Key, Party};
 use super::timeouts::Traffic;
@@ -159,6 +160,27 @@ impl Entry {
         }
     }
 
+    /// Names the participants whose addresses `new` has, where its sender did not: readers look for them.
+    pub(super) fn identify(&self, new: &mut NewCommunication) {
+        let of = |channel: Channel, address: &str| {
+            let mut participants = self.participants.iter();
+            let found = participants.find(|participant| {
+                let mut addresses = participant.addresses.iter();
+                addresses.any(|own| own.channel == channel && *own.address == *address)
+            });
+            found.map(|participant| Arc::clone(&participant.id))
+        };
+        let author = &mut new.author;
+        if author.participant_id.is_none() {
+            author.participant_id = of(author.channel, &author.address);
+        }
+        for recipient in &mut new.recipients {
+            if recipient.participant_id.is_none() {
+                recipient.participant_id = of(recipient.channel, &recipient.address);
+            }
+        }
+    }
+
     /// Nothing more will be captured: gives back what only that needs.
     pub(super) fn seal(&mut self) {
         self.resources = HashMap::new();
@@ -254,8 +276,8 @@ struct ConversationData<'a> {
     status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     created_at: Timestamp,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     updated_at: Timestamp,
 }
