@@ -1,5 +1,6 @@
 #![doc = include_str!("architecture.md")]
 
+pub mod announce;
 pub mod config;
 pub mod event;
 pub mod lifecycle;

@@ -133,6 +133,7 @@ impl Groups {
             lake,
             process.clock,
             self.flush.settle,
+            self.flush.recheck_window,
             api_up,
         ));
         let watched = Watched {

@@ -148,6 +148,9 @@ pub struct FlushArgs {
     /// Wait after a close before its conversation is fetched.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     pub settle: Duration,
+    /// How long after its close callbacks about a conversation have it fetched again; 0s: never.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub recheck_window: Duration,
     /// Conversations fetched at once.
     #[arg(long, value_name = "N", default_value = "32")]
     pub concurrency: NonZeroU32,
@@ -256,6 +259,17 @@ pub struct Verify {
     pub lake: String,
     #[command(flatten)]
     pub api: ApiArgs,
+    /// Bootstrap brokers: positions are compared with the rows, too.
+    #[arg(long, value_name = "HOST:PORT,…")]
+    pub kafka: Option<String>,
+    #[command(flatten)]
+    pub names: TopicNames,
+    /// Consumer group, as `ingest` has it.
+    #[arg(long, value_name = "NAME", default_value = "convolake")]
+    pub group: String,
+    /// Take damaged files out of the log, and publish a close of each conversation with a finding.
+    #[arg(long, requires = "kafka")]
+    pub repair: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Dead, Outcome, Work};
+use crate::announce::Why;
 use crate::event::{CallbackEvent, header};
 use crate::lake::{Commit, Lake, LakeError, Position};
 use crate::lifecycle::Clock;
@@ -69,6 +70,8 @@ impl Work for Archive {
 
     fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<EventRow>> {
         let outcome = match self.row(&record) {
+            // It is no callback: nobody sent it.
+            _ if Why::of(&record).is_some() => Outcome::Nothing,
             Ok(row) => Outcome::Row(row),
             Err(dead) => Outcome::Dead(dead),
         };

@@ -20,6 +20,7 @@ pub mod archive;
 pub mod enricher;
 mod membership;
 pub mod partition;
+mod recent;
 #[cfg(test)]
 mod tests;
 
@@ -63,13 +64,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The name of a partition's position in the Delta log: a recreated cluster starts anew.
     fn app(&self, partition: i32) -> String {
-        format!(
-            "convolake/{}/{}/{}/{partition}",
-            self.group, self.cluster, self.topics.events
-        )
+        position_name(&self.group, &self.cluster, &self.topics.events, partition)
     }
+}
+
+/// The name of a partition's position in the Delta log: a recreated cluster starts anew.
+pub fn position_name(group: &str, cluster: &str, topic: &str, partition: i32) -> String {
+    format!("convolake/{group}/{cluster}/{topic}/{partition}")
 }
 
 /// What a record becomes, and how a batch is made durable.

@@ -128,6 +128,7 @@ impl World {
             lake,
             clock,
             Duration::ZERO,
+            Duration::from_secs(86_400),
             api_up,
         ))
     }
