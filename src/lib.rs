@@ -12,6 +12,7 @@ pub mod enrich;
 pub mod ingest;
 pub mod lake;
 pub mod receive;
+pub mod reconcile;
 pub mod replay;
 pub mod table;
 pub mod topic;

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::Invalid;
+use crate::ingest::Gap;
 use crate::replay::Source;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
@@ -58,6 +59,8 @@ pub enum Command {
     Emulate(Emulate),
     /// Dead letters, or quarantine, back through the pipeline.
     Replay(Replay),
+    /// Finds closed conversations that no callback announced, and publishes their close.
+    Reconcile(Reconcile),
     /// Is every closed conversation in the lake, whole and once? Names what is not (exit code 3).
     Verify(Verify),
     /// The DuckDB views over a lake, on standard output.
@@ -203,6 +206,9 @@ pub struct Ingest {
     /// Root of the lake.
     #[arg(long, value_name = "PATH")]
     pub lake: String,
+    /// Go on behind records that the topic no longer has, as the error that reports them says; may be repeated.
+    #[arg(long = "accept-gap", value_name = "PARTITION:FROM..TO")]
+    pub accepted_gaps: Vec<Gap>,
     #[command(flatten)]
     pub api: ApiArgs,
     #[command(flatten)]
@@ -299,6 +305,38 @@ pub struct Replay {
     #[arg(long)]
     pub dry_run: bool,
     /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `convolake reconcile`
+#[derive(Debug, Args)]
+pub struct Reconcile {
+    #[command(flatten)]
+    pub kafka: KafkaClientArgs,
+    /// Root of the lake.
+    #[arg(long, value_name = "PATH")]
+    pub lake: String,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// One pass, then end (exit code 3 where something was found); this is the default.
+    #[arg(long, conflicts_with = "every")]
+    pub once: bool,
+    /// A pass, this pause, and again until stopped.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub every: Option<Duration>,
+    /// Leave a close younger than this to its callback.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub grace: Duration,
+    /// Name conversations that are ACTIVE, and unchanged, for longer than this; without it none are looked at.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub active_limit: Option<Duration>,
+    /// The bookmark of a pass that was broken off; by default `.reconcile.json` in the lake's folder.
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    #[command(flatten)]
+    pub ops: OpsArgs,
+    /// Print one JSON object a pass.
     #[arg(long)]
     pub json: bool,
 }

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::{Dead, Outcome, Work};
 use crate::announce::Why;
 use crate::event::{CallbackEvent, header};
-use crate::lake::{Commit, Lake, LakeError, Position};
+use crate::lake::{Commit, Lake, LakeError, Position, Table};
 use crate::lifecycle::Clock;
 use crate::table::row::{self, EventRow};
 use crate::table::{self, TableName};
@@ -60,6 +60,10 @@ impl Work for Archive {
 
     fn stage(&self) -> &'static str {
         "archive"
+    }
+
+    fn table(&self) -> &Table {
+        self.lake.table(TableName::Events)
     }
 
     async fn assign(&self, apps: Vec<String>) -> Result<Vec<Option<i64>>, LakeError> {

@@ -33,7 +33,7 @@ use super::{Dead, Outcome, Work};
 use crate::announce::Why;
 use crate::enrich::{Close, EnrichError, Enriched, Enricher};
 use crate::event::CallbackEvent;
-use crate::lake::{Commit, Lake, LakeError, Ledger, Position};
+use crate::lake::{Commit, Lake, LakeError, Ledger, Position, Table};
 use crate::lifecycle::Clock;
 use crate::table::row::{self, Completeness, ConversationRow};
 use crate::table::{self, TableName};
@@ -498,6 +498,10 @@ impl Work for EnricherWork {
 
     fn stage(&self) -> &'static str {
         "enrich"
+    }
+
+    fn table(&self) -> &Table {
+        self.lake.table(TableName::Conversations)
     }
 
     async fn assign(&self, apps: Vec<String>) -> Result<Vec<Option<i64>>, LakeError> {

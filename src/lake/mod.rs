@@ -232,6 +232,12 @@ impl Lake {
         .await
     }
 
+    /// The folder that the tables are in.
+    pub fn root(&self) -> &std::path::Path {
+        let folder = self.tables[0].0.folder();
+        folder.parent().expect("a table lies in the lake's folder")
+    }
+
     /// One of the tables.
     pub fn table(&self, name: TableName) -> &Table {
         let [communications, conversations, events] = &self.tables;
