@@ -6,14 +6,17 @@
 //! everything. Refuses randomness of its own: an item's shape depends on the seed and its id, so that it
 //! looks the same on every page that shows it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 
+use super::configuration::{Bridge, ChannelSettings, GroupingType};
 use super::resource::{
-    Author, Channel, Communication, ConfigurationView, Content, Participant, Recipient, Status,
-    rfc3339, rfc3339_or_null,
+    Author, Channel, Communication, Content, Conversation, Participant, Recipient, Status,
+    StatusCallback, rfc3339, rfc3339_or_null,
 };
 use super::seeds;
 use super::state::Entry;
@@ -93,7 +96,7 @@ pub(crate) struct ConversationView<'a> {
     #[serde(serialize_with = "rfc3339")]
     updated_at: Timestamp,
     configuration: ConfigurationView<'a>,
-    metadata: &'a std::collections::BTreeMap<String, String>,
+    metadata: &'a BTreeMap<String, String>,
     participants: &'a [Participant],
 }
 
@@ -105,18 +108,54 @@ impl<'a> ConversationView<'a> {
         ConversationView {
             id: &own.id,
             account_id,
-            configuration_id: &own.configuration_id,
+            configuration_id: &own.configuration.id,
             status: own.status,
             name: own.name.as_deref(),
             channels: (!shape.no_channels).then_some(&entry.channels),
             created_at,
             date_created,
             updated_at: own.updated_at,
-            configuration: ConfigurationView {
-                status_callbacks: &own.callbacks,
-            },
+            configuration: ConfigurationView::new(own),
             metadata: &own.metadata,
             participants: &entry.participants,
+        }
+    }
+}
+
+/// A conversation's configuration: the version it was born under, with its own callbacks.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ConfigurationView<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    display_name: &'a str,
+    description: &'a str,
+    conversation_grouping_type: GroupingType,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    memory_store_id: &'a str,
+    channel_settings: &'a BTreeMap<Channel, ChannelSettings>,
+    status_callbacks: &'a [StatusCallback],
+    intelligence_configuration_ids: &'a [Arc<str>],
+    memory_extraction_enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conversations_v1_bridge: Option<&'a Bridge>,
+    #[serde(flatten)]
+    extra: &'a BTreeMap<String, Value>,
+}
+
+impl<'a> ConfigurationView<'a> {
+    fn new(conversation: &'a Conversation) -> Self {
+        let settings = &conversation.configuration.settings;
+        ConfigurationView {
+            display_name: &settings.display_name,
+            description: &settings.description,
+            conversation_grouping_type: settings.conversation_grouping_type,
+            memory_store_id: &settings.memory_store_id,
+            channel_settings: &settings.channel_settings,
+            status_callbacks: &conversation.callbacks,
+            intelligence_configuration_ids: &settings.intelligence_configuration_ids,
+            memory_extraction_enabled: settings.memory_extraction_enabled,
+            conversations_v1_bridge: settings.conversations_v1_bridge.as_ref(),
+            extra: &settings.extra,
         }
     }
 }

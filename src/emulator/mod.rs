@@ -1,194 +1,68 @@
 //! The Conversation Orchestrator itself, on loopback: REST, signed callbacks, seeded traffic.
 //!
 //! One pure state machine (`state`) knows the rules; thin layers put it to work: `rest` turns requests
-//! into commands, `traffic` makes up conversations and `drive` runs them, `callbacks` sends what the
-//! machine announces, `listing` and `pages` show what it holds, `truth` all of it. Requests and traffic
-//! take the same way, [`Shared::carry_out`].
+//! into commands, and messages and calls of the world outside into what `capture` and `twiml` make of them;
+//! `traffic` makes up conversations and `drive` runs them, `timers` lets happen what is due by
+//! `clock`, `callbacks` sends what the machine announces, `listing` and `pages` show what it holds, `truth`
+//! all of it. Requests, traffic and time take the same way, [`Shared::carry_out`].
 //!
 //! Guarantees: the seed decides ids, texts, what lists leave out, which callbacks come late or twice. Two
 //! emulators of one seed hold the same closed conversations; only times follow the base time. Every task
 //! is owned by the [`Emulator`] and joined by [`Emulator::finish`].
 //!
-//! Leaves out: configurations, capture rules, TwiML, injected faults, actions. Everything is in memory
-//! and ends with the process.
+//! Leaves out: injected faults, actions; of TwiML every verb but those that bring a call into a
+//! conversation, and `<Stop>`; what memory stores and Intelligence operators find, of which only the runs are
+//! counted. Everything is in memory and ends with the process.
 //!
 //! Fails with [`Error`]: an address that cannot be bound, an option that makes no sense.
 
 mod callbacks;
+mod capture;
+mod clock;
+mod configuration;
 mod drive;
 mod listing;
+mod options;
 mod pages;
 mod resource;
 mod rest;
 mod seeds;
+mod speech;
 mod state;
 mod texts;
+mod timers;
 mod traffic;
 mod truth;
+mod twiml;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tokio::sync::watch;
 
 pub use self::callbacks::{IDEMPOTENCY_HEADER, Retries};
+pub use self::options::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Error, Options};
 pub use self::traffic::WINDOW_HOURS;
 
 use self::callbacks::{Outbox, Sender, Settings};
+use self::clock::EmulatedClock;
 use self::drive::Pace;
 use self::listing::Shape;
 use self::resource::StatusCallback;
-use self::state::{Applied, Command, Effect, MAX_COMMUNICATIONS, Refusal, State};
+use self::state::ingest::{Ingested, Report};
+use self::state::{Applied, Command, Effect, Memory, Refusal, Setup, State};
 use self::traffic::Plan;
 use crate::lifecycle::{Clock, Stop, Tasks};
-use crate::signature::{InvalidKey, PublicUrl, SigningKey};
-
-/// The account where nothing else is given.
-pub const DEV_ACCOUNT_SID: &str = "ACdev00000000000000000000000000000";
-/// Its auth token. It protects made-up conversations on loopback, so everybody may know it.
-pub const DEV_AUTH_TOKEN: &str = "dev-token-of-the-convolake-emulator";
-
-/// What to emulate. Its `Debug` shows no credential.
-#[derive(Clone)]
-pub struct Options {
-    /// Where REST listens; port 0 takes a free one, see [`Emulator::address`].
-    pub listen: SocketAddr,
-    /// User of Basic auth, and the account of all resources.
-    pub account_sid: String,
-    /// Its password, and the key of callbacks where `signing_keys` is empty.
-    pub auth_token: String,
-    /// API key and secret, good for REST as well.
-    pub api_key: Option<(String, String)>,
-    /// The status callback that conversations begin with: the URL that is signed. `None`: none is sent.
-    pub callback_url: Option<String>,
-    /// Where callbacks really connect, in plain HTTP, with the URL's `Host`.
-    pub callback_connect: Option<SocketAddr>,
-    /// Keys that sign callbacks, by turns as while rotating; empty: the auth token, HMAC-SHA1.
-    pub signing_keys: Vec<SigningKey>,
-    /// How many conversations the traffic has; 0: until the stop.
-    pub conversations: u64,
-    /// Conversations that begin a second; `None`: as fast as callbacks are answered.
-    pub rate: Option<f64>,
-    /// Decides ids, texts and choices.
-    pub seed: u64,
-    /// All times of the traffic lie in the [`WINDOW_HOURS`] hours before. Not used by endless traffic,
-    /// which happens now.
-    pub base_time: Timestamp,
-    /// Share of list items that leave fields out, 0..1.
-    pub partial: f64,
-    /// Share of callbacks that are sent twice, 0..1.
-    pub duplicates: f64,
-    /// Share of callbacks that are held back so that others overtake them, 0..1.
-    pub disorder: f64,
-    /// How callbacks are tried again.
-    pub retries: Retries,
-    /// Communications of the first conversation, where it shall be a large one.
-    pub large: Option<usize>,
-    /// Whether the traffic may run at once; else it waits for [`Emulator::gate`].
-    pub gate_open: bool,
-}
-
-impl Options {
-    /// Loopback, a free port, dev credentials, 200 conversations, partial lists, and no callbacks.
-    pub fn new(seed: u64, base_time: Timestamp) -> Self {
-        Options {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            account_sid: DEV_ACCOUNT_SID.to_owned(),
-            auth_token: DEV_AUTH_TOKEN.to_owned(),
-            api_key: None,
-            callback_url: None,
-            callback_connect: None,
-            signing_keys: Vec::new(),
-            conversations: 200,
-            rate: None,
-            seed,
-            base_time,
-            partial: 0.1,
-            duplicates: 0.02,
-            disorder: 0.05,
-            retries: Retries::default(),
-            large: None,
-            gate_open: true,
-        }
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        for (name, share) in [
-            ("partial", self.partial),
-            ("duplicates", self.duplicates),
-            ("disorder", self.disorder),
-        ] {
-            if !(0.0..=1.0).contains(&share) {
-                return Err(Error::Option(name, "a share from 0 to 1"));
-            }
-        }
-        if self.rate.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
-            return Err(Error::Option("rate", "from 0.001 to 1,000,000 a second"));
-        }
-        if self.large.is_some_and(|large| large >= MAX_COMMUNICATIONS) {
-            return Err(Error::Option("large", "below 1,000,000 communications"));
-        }
-        if self.retries.attempts == 0 {
-            return Err(Error::Option("retries.attempts", "at least 1"));
-        }
-        if let Some(url) = &self.callback_url {
-            let (signed, _) = url.split_once('#').unwrap_or((url, ""));
-            PublicUrl::parse(signed).map_err(Error::CallbackUrl)?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Options {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
-            .field("listen", &self.listen)
-            .field("account_sid", &self.account_sid)
-            .field("callback_connect", &self.callback_connect)
-            .field("conversations", &self.conversations)
-            .field("rate", &self.rate)
-            .field("seed", &self.seed)
-            .field("base_time", &self.base_time)
-            .field("partial", &self.partial)
-            .field("duplicates", &self.duplicates)
-            .field("disorder", &self.disorder)
-            .field("large", &self.large)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Why the emulator did not start, or did not end well.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The address is taken or not this machine's.
-    #[error("the emulator cannot listen on {0}; choose another address with --listen")]
-    Listen(SocketAddr, #[source] std::io::Error),
-    /// A value out of its range.
-    #[error("the emulator's option {0} has to be {1}")]
-    Option(&'static str, &'static str),
-    /// No URL that could be signed.
-    #[error(
-        "the emulator's callback URL cannot be used; give one as --callback-url https://host/path"
-    )]
-    CallbackUrl(#[source] crate::signature::InvalidPublicUrl),
-    /// The auth token cannot sign.
-    #[error("the auth token cannot sign callbacks; give another one")]
-    Key(#[source] InvalidKey),
-    /// No HTTP client.
-    #[error("the emulator cannot send callbacks: TLS roots of this machine cannot be read")]
-    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// One of its tasks failed.
-    #[error("the emulator ended early")]
-    Ended(#[source] anyhow::Error),
-}
+use crate::signature::SigningKey;
 
 /// What happened so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -200,6 +74,8 @@ pub struct Counts {
     pub conversations_closed: u64,
     /// Communications, of open conversations too.
     pub communications: u64,
+    /// Closed conversations that left memory.
+    pub evicted: u64,
     /// Callbacks whose delivery ended, repeats included: accepted, refused and unanswered ones.
     pub deliveries: u64,
     /// Answered 2xx, at the first try or a later one.
@@ -252,7 +128,7 @@ impl Emulator {
             base: options.base_time,
             large: options.large,
         };
-        let shared = Arc::new(Shared::new(options, clock, outbox));
+        let shared = Arc::new(Shared::new(options, clock, outbox, address));
         let mut tasks = Tasks::new(stop.clone());
         tasks.spawn("the emulator's callbacks", async move {
             sender.send_all(waiting).await;
@@ -264,6 +140,11 @@ impl Emulator {
             over.send_replace(true);
             // The first task to end ends the others; REST outlives the traffic.
             until.requested().await;
+            Ok(())
+        });
+        let (timed, until) = (Arc::clone(&shared), stop.clone());
+        tasks.spawn("the emulator's clock", async move {
+            timers::run(timed, until).await;
             Ok(())
         });
         let (routes, until) = (rest::router(Arc::clone(&shared)), stop.clone());
@@ -352,18 +233,25 @@ fn sending(options: &Options) -> Result<Settings, Error> {
 struct Shared {
     /// Many readers page while one writer applies a command; neither waits for anything inside.
     state: RwLock<State>,
+    /// When something is due next. Written with the state locked, so that no earlier time is overwritten.
+    due: watch::Sender<Option<Timestamp>>,
     /// Ids of what is created over REST.
     ids: Mutex<ChaCha8Rng>,
     outbox: Outbox,
-    clock: Clock,
+    clock: EmulatedClock,
+    /// Where REST listens.
+    address: SocketAddr,
     credentials: Credentials,
     seed: u64,
     partial: f64,
+    allow_configuration_patch: bool,
     requests: AtomicU64,
+    /// Whether the log has said that conversations leave memory.
+    evicts: AtomicBool,
 }
 
 impl Shared {
-    fn new(options: Options, clock: Clock, outbox: Outbox) -> Self {
+    fn new(options: Options, clock: Clock, outbox: Outbox, address: SocketAddr) -> Self {
         let callbacks: Vec<StatusCallback> = options
             .callback_url
             .iter()
@@ -372,21 +260,30 @@ impl Shared {
                 method: resource::CallbackMethod::Post,
             })
             .collect();
+        let setup = Setup {
+            account_id: options.account_sid.as_str().into(),
+            callbacks: callbacks.into(),
+            since: options.start_time.unwrap_or(options.base_time),
+            operation_delay: SignedDuration::try_from(options.operation_delay)
+                .expect("the options' check bounds it"),
+            keep_conversations: options.keep_conversations,
+        };
         Shared {
-            state: RwLock::new(State::new(
-                options.account_sid.as_str().into(),
-                callbacks.into(),
-            )),
+            state: RwLock::new(State::new(setup)),
+            due: watch::Sender::new(None),
             ids: Mutex::new(seeds::generator(options.seed, seeds::REST_STREAM)),
             outbox,
-            clock,
+            clock: EmulatedClock::new(options.start_time, clock),
+            address,
             credentials: Credentials {
                 account: (options.account_sid, options.auth_token),
                 api_key: options.api_key,
             },
             seed: options.seed,
             partial: options.partial,
+            allow_configuration_patch: options.allow_configuration_patch,
             requests: AtomicU64::new(0),
+            evicts: AtomicBool::new(false),
         }
     }
 
@@ -397,16 +294,85 @@ impl Shared {
 
     /// Applies `command` at `at` and queues what it announces; the id is that of what it made or changed.
     async fn carry_out(&self, command: Command, at: Timestamp) -> Result<Arc<str>, Refusal> {
-        let Applied { id, effects } = {
+        let carried_out = self.change(at, |state| match state.apply(command, at) {
+            Ok(Applied { id, effects }) => (Ok(id), effects),
+            Err(refusal) => (Err(refusal), Vec::new()),
+        });
+        carried_out.await
+    }
+
+    /// Takes a message or call in; `ingest` gets the seed of what it draws, and the time.
+    async fn take_in(&self, ingest: impl FnOnce(&mut State, u64, Timestamp) -> Ingested) -> Report {
+        let seed = {
+            let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.random()
+        };
+        let now = self.clock.now();
+        let taken_in = self.change(now, |state| {
+            let Ingested { report, effects } = ingest(state, seed, now);
+            (report, effects)
+        });
+        let report = taken_in.await;
+        if report.unexpected_grouping {
+            let conversations = report.captured.len();
+            tracing::warn!(sid = %report.sid, conversations, "several capture rules took one message or call");
+        }
+        if report.double_billed {
+            tracing::warn!(sid = %report.sid, "a capture rule and TwiML both had one call recognised");
+        }
+        report
+    }
+
+    /// Changes what memory stores know; nothing is announced by that.
+    async fn memory<T>(&self, change: impl FnOnce(&mut Memory) -> T) -> T {
+        let changed = self.change(self.clock.now(), |state| {
+            (change(state.memory_mut()), Vec::new())
+        });
+        changed.await
+    }
+
+    /// Does `change` after everything that is due by `at`, and queues what both announce.
+    async fn change<T>(
+        &self,
+        at: Timestamp,
+        change: impl FnOnce(&mut State) -> (T, Vec<Effect>),
+    ) -> T {
+        let (result, effects) = {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            state.apply(command, at)?
+            let ticked = state.apply(Command::Tick, at);
+            let mut effects = ticked.expect("a tick is never refused").effects;
+            let (result, more) = change(&mut state);
+            effects.extend(more);
+            let due = state.due();
+            self.due.send_if_modified(|known| {
+                let changed = *known != due;
+                *known = due;
+                changed
+            });
+            if state.tally().evicted > 0 && !self.evicts.swap(true, Ordering::Relaxed) {
+                tracing::info!(
+                    keep_conversations = state.keep_conversations(),
+                    "the emulator keeps no more conversations: from here on those that closed first leave memory"
+                );
+            }
+            (result, effects)
         };
         for effect in effects {
             match effect {
                 Effect::Announce(announcement) => self.outbox.announce(announcement).await,
             }
         }
-        Ok(id)
+        result
+    }
+
+    /// Lets everything happen that is due by now.
+    async fn catch_up(&self) {
+        let now = self.clock.now();
+        let due = *self.due.borrow();
+        if due.is_some_and(|due| due <= now) {
+            let ticked = self.carry_out(Command::Tick, now).await;
+            ticked.expect("a tick is never refused");
+        }
     }
 
     fn new_id(&self, kind: &str) -> Arc<str> {
@@ -425,6 +391,7 @@ impl Shared {
             conversations: tally.conversations,
             conversations_closed: tally.closed,
             communications: tally.communications,
+            evicted: tally.evicted,
             deliveries: outcomes.deliveries,
             deliveries_accepted: outcomes.accepted,
             refused: outcomes.refused,

@@ -3,10 +3,11 @@
 //! Owns which items a page has and what its tokens say. Refuses to know what an item is: a list is a
 //! number of positions, some of which the filter takes.
 //!
-//! Guarantees: lists only grow at their end, and a token names a position, so a reader that follows
-//! `nextToken` sees each item that was there when it began once, whatever page sizes it asks for and
-//! whatever arrives meanwhile; `previousToken` walks the same list backwards. A token of another list,
-//! another filter or another's invention is an error, never a wrong page.
+//! Guarantees: lists grow at their end, what leaves them leaves its position unused, and a token names a
+//! position. So a reader that follows `nextToken` sees each item that was there when it began and stays
+//! once, whatever page sizes it asks for and whatever arrives or leaves meanwhile; `previousToken` walks the
+//! same list backwards. A token of another list, another filter or another's invention is an error, never a
+//! wrong page.
 //!
 //! Fails with [`BadToken`].
 
@@ -35,55 +36,65 @@ pub(crate) enum Cursor {
 /// A page's items, as positions in ascending order, and its neighbours.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Page {
-    pub(crate) positions: Vec<usize>,
+    pub(crate) positions: Vec<u64>,
     pub(crate) next: Option<Cursor>,
     pub(crate) previous: Option<Cursor>,
 }
 
-/// Cuts the page at `cursor` out of a list of `length` positions, of which `takes` are in it.
-pub(crate) fn cut(
-    length: usize,
-    takes: impl Fn(usize) -> bool,
+/// Cuts the page at `cursor` out of a list: `up` gives its positions from one on in ascending order, `down`
+/// those before one in descending order.
+pub(crate) fn cut<U, D>(
+    up: impl Fn(u64) -> U,
+    down: impl Fn(u64) -> D,
     cursor: Cursor,
     size: usize,
-) -> Page {
-    let positions: Vec<usize> = match cursor {
-        Cursor::From(start) => (clamp(start, length)..length)
-            .filter(|&position| takes(position))
-            .take(size)
-            .collect(),
+) -> Page
+where
+    U: Iterator<Item = u64>,
+    D: Iterator<Item = u64>,
+{
+    let positions: Vec<u64> = match cursor {
+        Cursor::From(start) => up(start).take(size).collect(),
         Cursor::Before(end) => {
-            let mut backwards: Vec<usize> = (0..clamp(end, length))
-                .rev()
-                .filter(|&position| takes(position))
-                .take(size)
-                .collect();
+            let mut backwards: Vec<u64> = down(end).take(size).collect();
             backwards.reverse();
             backwards
         }
     };
-    let (first, after) = match (positions.first(), positions.last()) {
-        (Some(&first), Some(&last)) => (first, last + 1),
-        _ => match cursor {
-            Cursor::From(at) | Cursor::Before(at) => (clamp(at, length), clamp(at, length)),
-        },
-    };
-    let next = (after..length)
-        .any(&takes)
-        .then_some(Cursor::From(after as u64));
-    let previous = (0..first)
-        .rev()
-        .any(&takes)
-        .then_some(Cursor::Before(first as u64));
+    let (Cursor::From(at) | Cursor::Before(at)) = cursor;
+    let first = positions.first().copied().unwrap_or(at);
+    let after = positions.last().map_or(at, |last| last + 1);
     Page {
+        next: up(after).next().map(|_| Cursor::From(after)),
+        previous: down(first).next().map(|_| Cursor::Before(first)),
         positions,
-        next,
-        previous,
     }
 }
 
-fn clamp(position: u64, length: usize) -> usize {
-    usize::try_from(position).map_or(length, |position| position.min(length))
+/// The same of the positions 0 to `length` that `takes` takes.
+pub(crate) fn cut_slice(
+    length: usize,
+    takes: impl Fn(usize) -> bool + Copy,
+    cursor: Cursor,
+    size: usize,
+) -> Page {
+    let place = move |position: u64| usize::try_from(position).map_or(length, |p| p.min(length));
+    let as_position = |place: usize| place as u64;
+    cut(
+        |from| {
+            (place(from)..length)
+                .filter(move |&p| takes(p))
+                .map(as_position)
+        },
+        |to| {
+            (0..place(to))
+                .rev()
+                .filter(move |&p| takes(p))
+                .map(as_position)
+        },
+        cursor,
+        size,
+    )
 }
 
 /// What a token is bound to: the list and its filter.
@@ -146,12 +157,12 @@ mod tests {
 
     use super::*;
 
-    fn forwards(length: usize, takes: impl Fn(usize) -> bool, sizes: &[usize]) -> Vec<usize> {
+    fn forwards(length: usize, takes: impl Fn(usize) -> bool + Copy, sizes: &[usize]) -> Vec<u64> {
         let mut seen = Vec::new();
         let mut cursor = Some(Cursor::From(0));
         let mut sizes = sizes.iter().cycle();
         while let Some(at) = cursor {
-            let page = cut(length, &takes, at, *sizes.next().unwrap());
+            let page = cut_slice(length, takes, at, *sizes.next().unwrap());
             seen.extend(&page.positions);
             cursor = page.next;
         }
@@ -162,13 +173,13 @@ mod tests {
         #[test]
         fn pages_of_any_size_are_the_list(length in 0_usize..200, keep in 1_usize..5, sizes in prop::collection::vec(1_usize..40, 1..5)) {
             let takes = |position: usize| position.is_multiple_of(keep);
-            let whole: Vec<usize> = (0..length).filter(|&p| takes(p)).collect();
+            let whole: Vec<u64> = (0..length).filter(|&p| takes(p)).map(|p| p as u64).collect();
             prop_assert_eq!(forwards(length, takes, &sizes), whole.clone());
 
             let mut backwards = Vec::new();
             let mut cursor = Some(Cursor::Before(length as u64));
             while let Some(at) = cursor {
-                let page = cut(length, takes, at, sizes[0]);
+                let page = cut_slice(length, takes, at, sizes[0]);
                 backwards.splice(0..0, page.positions);
                 cursor = page.previous;
             }
@@ -188,8 +199,8 @@ mod tests {
 
     #[test]
     fn an_empty_page_at_the_end_still_leads_back() {
-        let page = cut(3, |_| true, Cursor::From(3), 2);
-        assert_eq!(page.positions, Vec::<usize>::new());
+        let page = cut_slice(3, |_| true, Cursor::From(3), 2);
+        assert_eq!(page.positions, Vec::<u64>::new());
         assert_eq!((page.next, page.previous), (None, Some(Cursor::Before(3))));
     }
 

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::configuration::Configuration;
+
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($variant:ident),* $(,)? }) => {
         $(#[$doc])*
@@ -26,6 +28,23 @@ words! {
     /// A channel; EMAIL, API and SYSTEM are seen although the SDK's type does not list them.
     Channel { Voice, Sms, Rcs, Whatsapp, Chat, Video, Email, Api, System }
 }
+impl Channel {
+    /// Its name on the wire.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Channel::Voice => "VOICE",
+            Channel::Sms => "SMS",
+            Channel::Rcs => "RCS",
+            Channel::Whatsapp => "WHATSAPP",
+            Channel::Chat => "CHAT",
+            Channel::Video => "VIDEO",
+            Channel::Email => "EMAIL",
+            Channel::Api => "API",
+            Channel::System => "SYSTEM",
+        }
+    }
+}
+
 words! {
     /// What a participant is.
     ParticipantType { HumanAgent, Customer, AiAgent, Agent, Unknown }
@@ -220,7 +239,8 @@ pub(crate) enum CallbackMethod {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Conversation {
     pub(crate) id: Arc<str>,
-    pub(crate) configuration_id: Arc<str>,
+    /// The version that it was born under, whatever becomes of the configuration since.
+    pub(crate) configuration: Arc<Configuration>,
     pub(crate) status: Status,
     pub(crate) name: Option<Arc<str>>,
     pub(crate) metadata: BTreeMap<String, String>,
@@ -228,13 +248,6 @@ pub(crate) struct Conversation {
     pub(crate) callbacks: Arc<[StatusCallback]>,
     pub(crate) created_at: Timestamp,
     pub(crate) updated_at: Timestamp,
-}
-
-/// The part of a conversation's configuration that it shows.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ConfigurationView<'a> {
-    pub(crate) status_callbacks: &'a [StatusCallback],
 }
 
 /// RFC 3339 in UTC, as all times on the wire.

@@ -15,6 +15,10 @@ use rand_chacha::ChaCha8Rng;
 pub(crate) const REST_STREAM: u64 = u64::MAX;
 /// Stream of the order in which conversations' steps are taken.
 pub(crate) const ORDER_STREAM: u64 = u64::MAX - 1;
+/// Stream of a profile's id, whose seed is its store and address.
+pub(crate) const PROFILE_STREAM: u64 = u64::MAX - 2;
+/// Stream of what one message or call draws.
+pub(crate) const INGEST_STREAM: u64 = u64::MAX - 3;
 
 /// The generator of `stream` under `seed`.
 pub(crate) fn generator(seed: u64, stream: u64) -> ChaCha8Rng {

@@ -1,5 +1,7 @@
 //! The emulator through its doors: REST as a client sees it, callbacks as a receiver does.
 
+mod ingress;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -14,7 +16,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::event::CallbackEvent;
-use crate::signature::{Algorithm, Verifier};
+use crate::signature::{Algorithm, PublicUrl, Verifier};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const PUBLIC_URL: &str = "https://callbacks.example.com/twilio/conversations?tenant=7";
@@ -222,7 +224,7 @@ async fn longest_conversation(running: &Running, all: &[Value]) -> String {
 #[tokio::test]
 async fn filters_narrow_a_list_and_tokens_stay_with_their_filter() {
     let running = Running::played(options(20)).await;
-    let new = json!({"configurationId": "conv_configuration_1", "name": "open one"});
+    let new = json!({"configurationId": configuration::CONFIGURATION_ID, "name": "open one"});
     let (status, open) = running.send("POST", "/v2/Conversations", &new).await;
     assert_eq!(status, 201);
     let key = "conversations";
@@ -445,7 +447,7 @@ async fn a_conversation_lives_over_rest_and_a_closed_one_never_changes() {
         ..calling(1, address)
     });
     let new = json!({
-        "configurationId": "conv_configuration_1",
+        "configurationId": configuration::CONFIGURATION_ID,
         "name": "Kiran",
         "metadata": {"order": "17"},
         "participants": [
@@ -535,7 +537,7 @@ async fn cleared_callbacks_end_with_the_conversation_unannounced() {
         gate_open: false,
         ..calling(1, address)
     });
-    let new = json!({"configurationId": "conv_configuration_1"});
+    let new = json!({"configurationId": configuration::CONFIGURATION_ID});
     let (_, created) = running.send("POST", "/v2/Conversations", &new).await;
     let path = format!("/v2/Conversations/{}", created["id"].as_str().unwrap());
     assert_eq!(
@@ -592,7 +594,7 @@ async fn requests_that_are_wrong_are_told_so_as_twilio_does() {
                 .starts_with("https://")
         );
     }
-    let new = json!({"configurationId": "c"}).to_string();
+    let new = json!({"configurationId": configuration::CONFIGURATION_ID}).to_string();
     let form = running.request("POST", list).body(new.clone());
     let form = form.header("content-type", "application/x-www-form-urlencoded");
     assert_eq!(answer(form).await.0, 415);

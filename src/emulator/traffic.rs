@@ -15,11 +15,13 @@ use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
+use super::configuration::CONFIGURATION_ID;
 use super::resource::{
     Address, Author, Channel, Content, ContentType, DeliveryStatus, NewCommunication,
     NewParticipant, ParticipantType, Recipient, Status, Transcription, Word,
 };
 use super::seeds;
+use super::speech::FRAGMENTS;
 use super::state::{Change, Command};
 use super::texts::{self, TextKind};
 
@@ -30,8 +32,6 @@ const START_WINDOW_MS: i64 = 24 * 3_600_000;
 const LENGTH_WINDOW_MS: i64 = 12 * 3_600_000;
 /// Communications of an ordinary conversation.
 pub(crate) const MAX_ORDINARY: usize = 60;
-/// Fragments of one answer that an assistant speaks (ConversationRelay writes one communication each).
-const FRAGMENTS: std::ops::RangeInclusive<usize> = 3..=5;
 
 /// What all scripts of a run share.
 #[derive(Debug, Clone)]
@@ -386,9 +386,6 @@ impl Iterator for Script {
     }
 }
 
-/// The configuration that all traffic runs under.
-pub(crate) const CONFIGURATION_ID: &str = "conv_configuration_00000000000000000000000dev";
-
 const CHANNELS: [Channel; 8] = [
     Channel::Voice,
     Channel::Sms,
@@ -532,7 +529,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::emulator::state::State;
+    use crate::emulator::state::{Setup, State};
 
     fn base() -> Timestamp {
         "2026-11-22T12:00:00Z".parse().unwrap()
@@ -547,7 +544,13 @@ mod tests {
     }
 
     fn played(plan: &Plan, conversations: u64) -> State {
-        let mut state = State::new("AC1".into(), [].into());
+        let mut state = State::new(Setup {
+            account_id: "AC1".into(),
+            callbacks: [].into(),
+            since: base(),
+            operation_delay: SignedDuration::ZERO,
+            keep_conversations: 1_000,
+        });
         for index in 0..conversations {
             for step in Script::new(plan, index) {
                 state.apply(step.command, step.at).unwrap();
@@ -624,7 +627,7 @@ mod tests {
             ..plan(5, None)
         };
         let ids = |state: &State| -> Vec<Arc<str>> {
-            let entries = state.conversations().iter();
+            let entries = state.conversations();
             entries
                 .flat_map(|e| e.communications.iter().map(|c| Arc::clone(&c.id)))
                 .collect()

@@ -1,29 +1,31 @@
 //! `GET /emulator/truth`: every closed conversation as it really is, as a stream.
 //!
-//! Owns the order and the shape: `{"conversations": [{…conversation, "communications": […]}]}`, whole
-//! resources, conversations by id, communications in the order of capture. Refuses conversations that can
-//! still change.
+//! Owns the order and the shape: `{"conversations": [{…conversation, "communications": […]}], "evicted": n}`,
+//! whole resources, conversations by id, communications in the order of capture; `evicted` says how many
+//! closed conversations made room for newer ones and are not in it. Refuses conversations that can still
+//! change.
 //!
 //! Guarantees: the same closed conversations give the same bytes, whatever the order in which they ran.
-//! Memory holds one chunk, of [`COMMUNICATIONS_A_CHUNK`] communications at most, and the state is locked
-//! for one chunk at a time: what is closed cannot change between two.
+//! Memory holds one chunk, of [`COMMUNICATIONS_A_CHUNK`] communications at most. What is closed cannot
+//! change between two chunks, and what is deleted or evicted meanwhile is written all the same.
 
 use std::sync::Arc;
 
 use super::Shared;
 use super::listing::{ConversationView, Shape};
 use super::resource::Status;
-use super::state::{Entry, State};
+use super::state::Entry;
 
-/// Communications written under one lock.
+/// Communications written at once.
 const COMMUNICATIONS_A_CHUNK: usize = 256;
 
 /// Writes the truth, chunk by chunk.
 #[derive(Debug)]
 pub(crate) struct Truth {
-    shared: Arc<Shared>,
-    /// Ids of the conversations that were closed when the answer began.
-    closed: Vec<Arc<str>>,
+    account_id: Arc<str>,
+    evicted: u64,
+    /// The conversations that were closed when the answer began.
+    closed: Vec<Arc<Entry>>,
     conversation: usize,
     communication: usize,
     /// Whether the conversation's own fields are written.
@@ -34,17 +36,19 @@ pub(crate) struct Truth {
 
 impl Truth {
     /// The truth as of now.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let mut closed: Vec<Arc<str>> = shared
-            .state()
-            .conversations()
-            .iter()
+    pub(crate) fn new(shared: &Shared) -> Self {
+        let state = shared.state();
+        let entries = state.conversations();
+        let mut closed: Vec<Arc<Entry>> = entries
             .filter(|entry| entry.conversation.status == Status::Closed)
-            .map(|entry| Arc::clone(&entry.conversation.id))
+            .map(Arc::clone)
             .collect();
-        closed.sort_unstable();
+        let (account_id, evicted) = (state.account_id().into(), state.tally().evicted);
+        drop(state);
+        closed.sort_unstable_by(|a, b| a.conversation.id.cmp(&b.conversation.id));
         Truth {
-            shared,
+            account_id,
+            evicted,
             closed,
             conversation: 0,
             communication: 0,
@@ -54,23 +58,20 @@ impl Truth {
         }
     }
 
-    fn write(&mut self, state: &State, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    fn write(&mut self, out: &mut Vec<u8>) -> serde_json::Result<()> {
         if !self.began {
             self.began = true;
             out.extend_from_slice(b"{\"conversations\":[");
         }
         let mut budget = COMMUNICATIONS_A_CHUNK;
         while budget > 0 && self.conversation < self.closed.len() {
-            let id = &self.closed[self.conversation];
-            let entry = state
-                .conversation(id)
-                .expect("conversations are never removed");
+            let entry = &self.closed[self.conversation];
             if !self.opened {
                 self.opened = true;
                 if self.conversation > 0 {
                     out.push(b',');
                 }
-                open_conversation(entry, state.account_id(), out)?;
+                open_conversation(entry, &self.account_id, out)?;
                 budget -= 1;
             }
             let rest = &entry.communications[self.communication..];
@@ -90,7 +91,7 @@ impl Truth {
             }
         }
         if self.conversation == self.closed.len() {
-            out.extend_from_slice(b"]}");
+            out.extend_from_slice(format!("],\"evicted\":{}}}", self.evicted).as_bytes());
             self.ended = true;
         }
         Ok(())
@@ -105,9 +106,7 @@ impl Iterator for Truth {
             return None;
         }
         let mut out = Vec::new();
-        let shared = Arc::clone(&self.shared);
-        let state = shared.state();
-        Some(self.write(&state, &mut out).map(|()| out))
+        Some(self.write(&mut out).map(|()| out))
     }
 }
 

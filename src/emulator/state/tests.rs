@@ -2,18 +2,32 @@
 
 use proptest::prelude::*;
 
+use super::super::configuration::CONFIGURATION_ID;
 use super::super::listing::{ConversationView, Shape};
 use super::super::resource::{
-    Author, CallbackMethod, Content, ContentType, ParticipantType, Recipient,
+    Address, Author, CallbackMethod, Channel, Content, ContentType, ParticipantType, Recipient,
 };
 use super::*;
 
+/// How long operations take here, seconds.
+const DELAY_S: i64 = 5;
+
 fn machine() -> State {
+    machine_that_keeps(MAX_CONVERSATIONS)
+}
+
+fn machine_that_keeps(keep_conversations: usize) -> State {
     let callback = StatusCallback {
         url: "https://example.com/callback".into(),
         method: CallbackMethod::Post,
     };
-    State::new("AC1".into(), [callback].into())
+    State::new(Setup {
+        account_id: "AC1".into(),
+        callbacks: [callback].into(),
+        since: at(0),
+        operation_delay: SignedDuration::from_secs(DELAY_S),
+        keep_conversations,
+    })
 }
 
 fn at(second: i64) -> Timestamp {
@@ -61,7 +75,7 @@ fn message(resource: Option<u8>) -> NewCommunication {
 fn open(id: &str, participants: &[u8]) -> Command {
     Command::Open {
         id: id.into(),
-        configuration_id: "conf".into(),
+        configuration_id: CONFIGURATION_ID.into(),
         name: None,
         metadata: BTreeMap::new(),
         participants: participants
@@ -120,7 +134,9 @@ fn any_command() -> impl Strategy<Value = Command> {
                 conversation: id,
                 change: Change {
                     callbacks: (number == 0).then(|| [].into()),
-                    metadata: [(format!("k{number}"), resource.map(|n| n.to_string()))].into(),
+                    metadata: MetadataChange::Merge(
+                        [(format!("k{number}"), resource.map(|n| n.to_string()))].into(),
+                    ),
                     ..Change::default()
                 },
             },
@@ -139,7 +155,7 @@ fn shown(entry: &Entry) -> (Status, String) {
 }
 
 fn snapshot(state: &State) -> BTreeMap<Arc<str>, (Status, String)> {
-    let entries = state.conversations().iter();
+    let entries = state.conversations();
     entries
         .map(|entry| (Arc::clone(&entry.conversation.id), shown(entry)))
         .collect()

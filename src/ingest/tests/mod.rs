@@ -365,8 +365,7 @@ async fn a_poison_record_is_one_dead_letter_and_its_neighbours_are_rows() {
 
     let settings = world.cluster.settings();
     let letters = &world.topics.dead_letters;
-    let mut reader =
-        topic::Consumer::subscribe(&settings, "reader", letters, 1 << 20).unwrap();
+    let mut reader = topic::Consumer::subscribe(&settings, "reader", letters, 1 << 20).unwrap();
     let letter = loop {
         match tokio::time::timeout(PATIENCE, reader.next()).await.unwrap() {
             topic::Event::Assigned { partitions, reply } => {

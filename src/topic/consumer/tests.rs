@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::event::header;
 use crate::topic::testing::{read_back, until, within};
-use crate::topic::{DeadLetter, EmbeddedCluster, Message, Publisher, Topics};
+use crate::topic::{DeadLetter, EmbeddedCluster, Message, OutOfRange, Publisher, Topics};
 
 const TOPIC: &str = "events";
 const ROOMY: u32 = 8 * 1024 * 1024;
