@@ -61,7 +61,11 @@ pub(super) async fn check<W: Work>(
     }
 }
 
-async fn compare<W: Work>(work: &W, settings: &Settings, id: i64) -> Result<Seen, IngestError> {
+pub(super) async fn compare<W: Work>(
+    work: &W,
+    settings: &Settings,
+    id: i64,
+) -> Result<Seen, IngestError> {
     let table = work.table();
     let lake_error = |source| IngestError::Lake {
         group: settings.group.clone(),

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use convolake::event::header;
-use convolake::topic::{Message, Publisher, Topics};
+use convolake::topic::{self, Message, Publisher, Topics};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::faults::{
@@ -20,7 +22,7 @@ use crate::harness::parts::Kafka;
 use crate::harness::process::{Process, STOP_LIMIT, arg, convolake};
 use crate::harness::roles::{Orchestrator, TOPIC, ingest, spawn_ingest};
 use crate::harness::scripted::{Api, communications, json_answer, problem};
-use crate::harness::{ACCOUNT, folder, until};
+use crate::harness::{ACCOUNT, folder, free_address, until};
 
 /// Longest run of a command that reads a topic or a lake.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
@@ -170,9 +172,7 @@ async fn reconcile_and_repair_make_the_lake_whole_and_repeating_them_adds_nothin
     second.stop().await;
 
     // Another group reads everything again, closes of repair included, beside a reconciliation.
-    let (mut third, ops) =
-        spawn_ingest(kafka.address(), &lake, &api, ACCOUNT, &["--group", "again"]);
-    third.wait_ready(&ops).await;
+    let mut third = ingest_as(&kafka, &lake, &api, "again", &[]);
     let (code, report) = reconcile(&kafka, &lake, &api).await;
     assert_eq!(code, Some(0), "{report}");
     publish(&publisher, "marker", opened("marker").as_bytes()).await;
@@ -237,6 +237,139 @@ async fn what_changes_after_the_close_replaces_its_rows() {
     group.unwrap().stop().await;
     publisher.close(STOP_LIMIT).await.unwrap();
     assert_eq!(dead_letters(&kafka), []);
+}
+
+/// A topic of the old name with new records is not read on, and one whose records were deleted unread only behind
+/// the gap that the operator names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_lost_records_or_was_created_anew_stops_ingest_with_the_command_that_goes_on()
+{
+    let Some((python, kafka)) = parts().await else {
+        return;
+    };
+    let folder = folder();
+    let lake = folder.path().join("lake");
+    let publisher = publisher(&kafka).await;
+    let admin: AdminClient<_> = ClientConfig::new()
+        .set("bootstrap.servers", kafka.address())
+        .create()
+        .unwrap();
+    for id in ["a0", "a1"] {
+        publish(&publisher, "a", opened(id).as_bytes()).await;
+    }
+    let mut first = ingest_as(&kafka, &lake, NOBODY, "convolake", &[]);
+    in_lake(
+        python,
+        &lake,
+        IDS,
+        &json!([{"id": "a0"}, {"id": "a1"}]),
+        LAKE_LIMIT,
+    )
+    .await;
+    first.stop().await;
+
+    for id in ["a2", "a3", "a4"] {
+        publish(&publisher, "a", opened(id).as_bytes()).await;
+    }
+    let mut until_4 = TopicPartitionList::new();
+    until_4
+        .add_partition_offset(TOPIC, 0, Offset::Offset(4))
+        .unwrap();
+    admin
+        .delete_records(&until_4, &AdminOptions::new())
+        .await
+        .unwrap();
+    let said = refuses(&kafka, &lake).await;
+    for part in [
+        "records 2..4 were deleted unread",
+        "--accept-gap 0:2..4",
+        "reconcile --once",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let mut second = ingest_as(
+        &kafka,
+        &lake,
+        NOBODY,
+        "convolake",
+        &["--accept-gap", "0:2..4"],
+    );
+    let want = json!([{"id": "a0"}, {"id": "a1"}, {"id": "a4"}]);
+    in_lake(python, &lake, IDS, &want, LAKE_LIMIT).await;
+    second.stop().await;
+
+    let settings = topic::Settings {
+        brokers: kafka.address().to_owned(),
+        ..topic::Settings::default()
+    };
+    let before = topic::topic_id(&settings, TOPIC, COMMAND_LIMIT)
+        .await
+        .unwrap();
+    admin
+        .delete_topics(&[TOPIC], &AdminOptions::new())
+        .await
+        .unwrap();
+    until("the topic is another one", COMMAND_LIMIT, async || {
+        let made = topic::create_topics(&settings, &Topics::named(TOPIC), 1, 1).await;
+        made.map_err(|error| error.to_string())?;
+        match topic::topic_id(&settings, TOPIC, COMMAND_LIMIT).await {
+            Ok(id) if id.is_some() && id != before => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    publisher.close(STOP_LIMIT).await.unwrap();
+    let publisher = Publisher::start(&settings).unwrap();
+    // More records than the position counts: offsets alone would not tell.
+    for n in 0..7 {
+        publish(&publisher, "b", opened(&format!("b{n}")).as_bytes()).await;
+    }
+    let said = refuses(&kafka, &lake).await;
+    for part in ["deleted and created anew", "another --group"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let mut third = ingest_as(&kafka, &lake, NOBODY, "another", &[]);
+    let ids = ["a0", "a1", "a4", "b0", "b1", "b2", "b3", "b4", "b5", "b6"];
+    let want: Value = ids.iter().map(|id| json!({"id": id})).collect();
+    in_lake(python, &lake, IDS, &want, LAKE_LIMIT).await;
+    third.stop().await;
+    publisher.close(STOP_LIMIT).await.unwrap();
+}
+
+const IDS: &str = "select conversation_id as id from events order by id";
+
+/// An API that is not asked for anything.
+const NOBODY: &str = "127.0.0.1:1";
+
+/// `ingest` of a group.
+fn ingest_as(kafka: &Kafka, lake: &Path, api: &str, group: &str, flags: &[&str]) -> Process {
+    let (ops, api_url) = (free_address(), format!("http://{api}"));
+    let own = [
+        "ingest",
+        "--ops-listen",
+        &ops,
+        "--kafka",
+        kafka.address(),
+        "--topic",
+        TOPIC,
+        "--group",
+        group,
+        "--lake",
+        arg(lake),
+        "--api-url",
+        &api_url,
+        "--flush-interval",
+        "1s",
+    ];
+    convolake(&[&own, flags].concat(), ACCOUNT)
+}
+
+/// What an `ingest` that must not start says.
+async fn refuses(kafka: &Kafka, lake: &Path) -> String {
+    let mut process = ingest_as(kafka, lake, NOBODY, "convolake", &[]);
+    let status = process.wait_exit(COMMAND_LIMIT).await;
+    assert_eq!(status.code(), Some(1), "{}", process.stderr());
+    process.stderr()
 }
 
 /// Conversations that nobody announced.
