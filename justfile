@@ -11,6 +11,10 @@ dev *ARGS:
 test *ARGS:
     cargo test --locked {{ARGS}}
 
+# The fault matrix: rows by id, --short or --release, --sabotage
+chaos *ARGS:
+    cargo run --locked --example chaos -- {{ARGS}}
+
 # What CI says about style, without the tests
 lint:
     cargo fmt --check

@@ -1,10 +1,13 @@
 //! `convolake emulate`: the Conversation Orchestrator on loopback.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
-use crate::config::args::{CallbackArgs, Emulate, TrafficArgs};
+use crate::config::args::{CallbackArgs, Emulate, ServiceArgs, TrafficArgs};
 use crate::config::{Invalid, Secrets};
-use crate::emulator::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, Options};
+use crate::emulator::{
+    DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, MAX_CONVERSATIONS, Options, Profile,
+};
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
 
 use super::{Exit, block_on, cores};
@@ -13,6 +16,7 @@ pub(super) fn run(args: Emulate, secrets: Secrets) -> anyhow::Result<Exit> {
     let clock = Clock::system();
     let secrets = with_defaults(secrets);
     let options = options(args.listen, &args.callbacks, &args.traffic, &secrets, clock)?;
+    let options = behaving(options, &args.service);
     block_on(cores(), async move {
         let stop = Stop::new();
         let mut tasks = Tasks::new(stop.clone());
@@ -44,6 +48,8 @@ pub(super) fn options(
     let seed = traffic
         .seed
         .unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let defaults = Options::new(seed, clock.now());
+    let conversations = usize::try_from(traffic.conversations).unwrap_or(usize::MAX);
     Ok(Options {
         listen,
         account_sid: secrets.account_sid().unwrap_or(DEV_ACCOUNT_SID).to_owned(),
@@ -55,6 +61,34 @@ pub(super) fn options(
         conversations: traffic.conversations,
         rate: traffic.rate,
         large: traffic.large,
-        ..Options::new(seed, clock.now())
+        profile: traffic
+            .profile
+            .as_deref()
+            .map_or(Ok(Profile::default()), profile)?,
+        // Traffic that ends can be looked at whole.
+        keep_conversations: conversations.clamp(defaults.keep_conversations, MAX_CONVERSATIONS),
+        ..defaults
     })
+}
+
+/// `options` with the service's behaviour as asked for; traffic is at the time where the clock stands.
+fn behaving(options: Options, service: &ServiceArgs) -> Options {
+    Options {
+        start_time: service.start_time,
+        base_time: service.start_time.unwrap_or(options.base_time),
+        operation_delay: service.operation_delay,
+        allow_configuration_patch: service.allow_configuration_patch,
+        keep_conversations: service
+            .keep_conversations
+            .unwrap_or(options.keep_conversations),
+        partial: service.partial,
+        partial_fields: service.partial_fields.unwrap_or_default(),
+        ..options
+    }
+}
+
+fn profile(file: &Path) -> Result<Profile, Invalid> {
+    let wrong = |what: String| Invalid(format!("--profile {}: {what}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+    Profile::parse(file, &text).map_err(|error| wrong(error.to_string()))
 }

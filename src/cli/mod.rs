@@ -54,6 +54,8 @@ impl From<Exit> for ExitCode {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let exit = config::load(arguments).and_then(|(cli, secrets)| {
         telemetry::start_logging(cli.log_format, &cli.log_filter);
+        #[cfg(feature = "sabotage")]
+        tracing::error!(version = config::VERSION, guard = ?config::sabotage::chosen(), "a guard is taken out: nothing that this process says holds");
         match cli.command {
             Command::Dev(args) => dev::run(args),
             Command::Receive(args) => receive::run(args, &secrets),

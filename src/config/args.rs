@@ -13,7 +13,11 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::Invalid;
+<<<<<<< HEAD
 use crate::ingest::Gap;
+=======
+use crate::emulator::PartialFields;
+>>>>>>> main
 use crate::replay::Source;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
@@ -22,7 +26,7 @@ use crate::telemetry::LogFormat;
 #[derive(Debug, Parser)]
 #[command(
     name = "convolake",
-    version,
+    version = super::VERSION,
     max_term_width = 100,
     disable_help_subcommand = true
 )]
@@ -227,6 +231,32 @@ pub struct Emulate {
     pub callbacks: CallbackArgs,
     #[command(flatten)]
     pub traffic: TrafficArgs,
+    #[command(flatten)]
+    pub service: ServiceArgs,
+}
+
+/// How the emulated service behaves.
+#[derive(Debug, Clone, Args)]
+pub struct ServiceArgs {
+    /// Let time stand still here until it is advanced by POST /emulator/clock; without it, time is now.
+    #[arg(long, value_name = "RFC3339")]
+    pub start_time: Option<Timestamp>,
+    /// How long operations of the control plane are PENDING.
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration)]
+    pub operation_delay: Duration,
+    /// Accept PATCH of a configuration, which the SDKs know and the service denies.
+    #[arg(long)]
+    pub allow_configuration_patch: bool,
+    /// Conversations kept in memory; past it the ones that closed first are forgotten. Without it 50,000, or
+    /// --conversations where that is more.
+    #[arg(long, value_name = "N")]
+    pub keep_conversations: Option<usize>,
+    /// Share of list items that leave fields out, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value = "0.1")]
+    pub partial: f64,
+    /// Which: createdAt, dateCreated, channels, flat, author, content, recipients; all of them unless said.
+    #[arg(long, value_name = "FIELD,…")]
+    pub partial_fields: Option<PartialFields>,
 }
 
 /// Where the emulator's callbacks go.
@@ -252,6 +282,9 @@ pub struct TrafficArgs {
     /// Same seed, same conversations; without it a fresh one, printed.
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
+    /// What the traffic is like, as TOML or JSON: channels, lengths, languages, arrival.
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Communications of the first conversation, to try a very large one.
     #[arg(long, value_name = "N")]
     pub large: Option<usize>,

@@ -11,6 +11,8 @@
 //! Fails with [`Invalid`], which names the flag, variable or key; the process then exits with 2.
 
 pub mod args;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,6 +23,16 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, FromArgMatches};
 
 use args::Cli;
+
+/// The version, and what else a build has to say of itself.
+#[cfg(not(feature = "sabotage"))]
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version, and what else a build has to say of itself.
+#[cfg(feature = "sabotage")]
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " SABOTAGE BUILD: its guards can be taken out; it is for the fault matrix alone"
+);
 
 /// A configuration that cannot be used; says which flag, variable or key, and why.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +176,8 @@ fn load_from(
     environment: impl Fn(&str) -> Option<String>,
 ) -> anyhow::Result<(Cli, Secrets)> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    #[cfg(feature = "sabotage")]
+    sabotage::choose(environment("CONVOLAKE_SABOTAGE"))?;
     let file =
         match config_path(&arguments).or_else(|| environment("CONVOLAKE_CONFIG").map(Into::into)) {
             Some(path) => read_file(&path)?,

@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::resource::{Channel, StatusCallback, rfc3339};
@@ -84,7 +85,7 @@ pub(crate) struct Settings {
     /// Mandatory at creation; empty where a PUT left it out, which nobody reports.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub(crate) memory_store_id: Arc<str>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "by_channel")]
     pub(crate) channel_settings: BTreeMap<Channel, ChannelSettings>,
     #[serde(default)]
     pub(crate) status_callbacks: Arc<[StatusCallback]>,
@@ -286,6 +287,19 @@ impl From<serde_path_to_error::Error<serde_json::Error>> for Invalid {
             false => Invalid::new(path.join("."), problem),
         }
     }
+}
+
+/// By way of text, so that the path of a wrong field below names the channel.
+fn by_channel<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<Channel, ChannelSettings>, D::Error> {
+    BTreeMap::<String, ChannelSettings>::deserialize(deserializer)?
+        .into_iter()
+        .map(|(name, settings)| {
+            let channel = Channel::deserialize(name.into_deserializer())?;
+            Ok((channel, settings))
+        })
+        .collect()
 }
 
 /// How traffic finds its conversation.

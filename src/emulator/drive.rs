@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::Shared;
 use super::seeds;
 use super::state::Refusal;
-use super::traffic::{Plan, Script};
+use super::traffic::{Plan, Script, Spacing};
 use crate::lifecycle::Stop;
 
 /// Conversations open at once.
@@ -45,7 +46,8 @@ pub(crate) async fn run(
     let mut order = seeds::generator(plan.seed, seeds::ORDER_STREAM);
     let mut open: Vec<Script> = Vec::new();
     let mut begun = 0;
-    let mut starts = Starts::new(pace.rate);
+    let random = seeds::generator(plan.seed, seeds::ARRIVAL_STREAM);
+    let mut starts = Starts::new(pace.rate, plan.profile.spacing(), random);
     let mut steps: u32 = 0;
     loop {
         match stop.race(gate.wait_for(|open| *open)).await {
@@ -108,13 +110,17 @@ fn plan_at(plan: &Plan, pace: Pace, shared: &Shared) -> Plan {
 /// When conversations may begin.
 struct Starts {
     period: Duration,
+    spacing: Spacing,
+    random: ChaCha8Rng,
     next: Instant,
 }
 
 impl Starts {
-    fn new(rate: Option<f64>) -> Self {
+    fn new(rate: Option<f64>, spacing: Spacing, random: ChaCha8Rng) -> Self {
         Starts {
             period: rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(1.0 / rate)),
+            spacing,
+            random,
             next: Instant::now(),
         }
     }
@@ -125,12 +131,45 @@ impl Starts {
         if now < self.next {
             return false;
         }
+        let distance = self.distance();
         let earliest = now.checked_sub(self.period).unwrap_or(now);
-        self.next = self.next.max(earliest) + self.period;
+        self.next = self.next.max(earliest) + distance;
         true
+    }
+
+    /// To the next start. Independent callers come at exponential distances.
+    fn distance(&mut self) -> Duration {
+        match self.spacing {
+            Spacing::Even => self.period,
+            Spacing::Random => {
+                let draw: f64 = self.random.random_range(f64::EPSILON..1.0);
+                self.period.mul_f64(-draw.ln())
+            }
+        }
     }
 
     async fn wait(&self) {
         sleep_until(self.next).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn both_spacings_keep_the_rate() {
+        for spacing in [Spacing::Even, Spacing::Random] {
+            let random = seeds::generator(1, 0);
+            let mut starts = Starts::new(Some(50.0), spacing, random);
+            let began = Instant::now();
+            for _ in 0..5_000 {
+                while !starts.take() {
+                    starts.wait().await;
+                }
+            }
+            let seconds = began.elapsed().as_secs_f64();
+            assert!((90.0..110.0).contains(&seconds), "{spacing:?}: {seconds}");
+        }
     }
 }

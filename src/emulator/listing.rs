@@ -7,6 +7,7 @@
 //! looks the same on every page that shows it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -46,15 +47,19 @@ impl Shape {
         no_recipients: false,
     };
 
-    /// The shape of the item `id` in lists: whole but for a share of `rate` (0..1), seeded.
-    pub(crate) fn in_list(seed: u64, id: &str, rate: f64) -> Self {
+    /// The shape of the item `id` in lists: whole but for a share of `partial`, seeded.
+    pub(crate) fn in_list(seed: u64, id: &str, partial: Partial) -> Self {
         let draw = seeds::mix_text(seed, id);
-        if !seeds::falls(draw, rate) {
+        if !seeds::falls(draw, partial.rate) {
             return Shape::WHOLE;
         }
-        let bits = seeds::mix(draw, 1);
+        let mut bits = seeds::mix(draw, 1) as u8 & partial.fields.0;
+        if bits & LEAVES_OUT == 0 {
+            // An item that the rate chose is partial for certain, or the rate would mean less.
+            bits |= partial.fields.0 & LEAVES_OUT;
+        }
         let bit = |place: u32| bits & (1 << place) != 0;
-        let mut shape = Shape {
+        Shape {
             no_created_at: bit(0),
             date_created: bit(1),
             no_channels: bit(2),
@@ -62,13 +67,59 @@ impl Shape {
             no_author: bit(4),
             no_content: bit(5),
             no_recipients: bit(6),
-        };
-        if !(shape.no_created_at || shape.no_author || shape.no_content || shape.no_recipients) {
-            // An item that the rate chose is partial for certain, or the rate would mean less.
-            shape.no_created_at = true;
-            shape.no_recipients = true;
         }
-        shape
+    }
+}
+
+/// How often items of lists are partial, and in which fields.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Partial {
+    /// 0..1.
+    pub(crate) rate: f64,
+    pub(crate) fields: PartialFields,
+}
+
+/// What a partial item can lack or write otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartialFields(u8);
+
+/// By bit. `dateCreated` renames the creation time; `flat` writes `channel` and `body` instead of author and
+/// content; the others are left out.
+const FIELDS: [&str; 7] = [
+    "createdAt",
+    "dateCreated",
+    "channels",
+    "flat",
+    "author",
+    "content",
+    "recipients",
+];
+/// The fields of which a partial communication lacks one at least.
+const LEAVES_OUT: u8 = 0b111_0001;
+
+impl Default for PartialFields {
+    /// Everything that Twilio's lists are seen to lack.
+    fn default() -> Self {
+        PartialFields((1 << FIELDS.len()) - 1)
+    }
+}
+
+impl FromStr for PartialFields {
+    type Err = String;
+
+    /// A list with commas.
+    fn from_str(list: &str) -> Result<Self, String> {
+        let mut fields = 0;
+        for name in list
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+        {
+            let place = FIELDS.iter().position(|field| *field == name);
+            let place = place.ok_or_else(|| format!("{name} is none of {}", FIELDS.join(", ")))?;
+            fields |= 1 << place;
+        }
+        Ok(PartialFields(fields))
     }
 }
 
@@ -225,5 +276,44 @@ fn creation(at: Timestamp, shape: Shape) -> (Option<Timestamp>, Option<Timestamp
         (true, _) => (None, None),
         (false, true) => (None, Some(at)),
         (false, false) => (Some(at), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(fields: &str, id: u32) -> Shape {
+        let fields = fields.parse().unwrap();
+        Shape::in_list(7, &format!("c{id}"), Partial { rate: 1.0, fields })
+    }
+
+    #[test]
+    fn only_the_chosen_fields_are_missing() {
+        for id in 0..200 {
+            let shape = shape("recipients", id);
+            let expected = Shape {
+                no_recipients: true,
+                ..Shape::WHOLE
+            };
+            assert_eq!(shape, expected);
+        }
+        assert!((0..200).any(|id| shape("dateCreated,author", id).date_created));
+        assert!((0..200).all(|id| shape("dateCreated,author", id).no_author));
+        assert!((0..200).all(|id| shape("", id) == Shape::WHOLE));
+        let error = PartialFields::from_str("author,colour").unwrap_err();
+        assert!(error.starts_with("colour is none of createdAt,"), "{error}");
+    }
+
+    #[test]
+    fn the_rate_is_met_and_an_item_keeps_its_shape() {
+        let partial = Partial {
+            rate: 0.25,
+            fields: PartialFields::default(),
+        };
+        let of = |id: u32| Shape::in_list(7, &format!("c{id}"), partial);
+        let hits = (0..10_000).filter(|&id| of(id) != Shape::WHOLE).count();
+        assert!((2_300..2_700).contains(&hits), "{hits}");
+        assert!((0..100).all(|id| of(id) == of(id)));
     }
 }

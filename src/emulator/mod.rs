@@ -50,13 +50,15 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 pub use self::callbacks::{IDEMPOTENCY_HEADER, Retries};
+pub use self::listing::PartialFields;
 pub use self::options::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Error, Options};
-pub use self::traffic::WINDOW_HOURS;
+pub use self::state::MAX_CONVERSATIONS;
+pub use self::traffic::{InvalidProfile, Profile, WINDOW_HOURS};
 
 use self::callbacks::{Outbox, Sender, Settings};
 use self::clock::EmulatedClock;
 use self::drive::Pace;
-use self::listing::Shape;
+use self::listing::{Partial, Shape};
 use self::resource::StatusCallback;
 use self::state::ingest::{Ingested, Report};
 use self::state::{Applied, Command, Effect, Memory, Refusal, Setup, State};
@@ -127,6 +129,7 @@ impl Emulator {
             seed: options.seed,
             base: options.base_time,
             large: options.large,
+            profile: Arc::new(options.profile.clone()),
         };
         let shared = Arc::new(Shared::new(options, clock, outbox, address));
         let mut tasks = Tasks::new(stop.clone());
@@ -243,7 +246,7 @@ struct Shared {
     address: SocketAddr,
     credentials: Credentials,
     seed: u64,
-    partial: f64,
+    partial: Partial,
     allow_configuration_patch: bool,
     requests: AtomicU64,
     /// Whether the log has said that conversations leave memory.
@@ -280,7 +283,10 @@ impl Shared {
                 api_key: options.api_key,
             },
             seed: options.seed,
-            partial: options.partial,
+            partial: Partial {
+                rate: options.partial,
+                fields: options.partial_fields,
+            },
             allow_configuration_patch: options.allow_configuration_patch,
             requests: AtomicU64::new(0),
             evicts: AtomicBool::new(false),

@@ -11,7 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::callbacks::Retries;
+use super::listing::PartialFields;
 use super::state::{MAX_COMMUNICATIONS, MAX_CONVERSATIONS};
+use super::traffic::Profile;
 use crate::signature::{InvalidKey, PublicUrl, SigningKey};
 
 /// The account where nothing else is given.
@@ -25,7 +27,8 @@ const MAX_OPERATION_DELAY: Duration = Duration::from_secs(3_600);
 /// What to emulate. Its `Debug` shows no credential.
 #[derive(Clone)]
 pub struct Options {
-    /// Where REST listens; port 0 takes a free one, see [`Emulator::address`].
+    /// Where REST listens; port 0 takes a free one, see
+    /// [`Emulator::address`](super::Emulator::address).
     pub listen: SocketAddr,
     /// User of Basic auth, and the account of all resources.
     pub account_sid: String,
@@ -45,8 +48,8 @@ pub struct Options {
     pub rate: Option<f64>,
     /// Decides ids, texts and choices.
     pub seed: u64,
-    /// All times of the traffic lie in the [`WINDOW_HOURS`] hours before. Not used by endless traffic,
-    /// which happens now.
+    /// All times of the traffic lie in the [`WINDOW_HOURS`](super::WINDOW_HOURS) hours before. Not used by
+    /// endless traffic, which happens now.
     pub base_time: Timestamp,
     /// Where the emulator's clock stands still until it is advanced; `None`: it follows the machine's.
     pub start_time: Option<Timestamp>,
@@ -58,15 +61,20 @@ pub struct Options {
     pub keep_conversations: usize,
     /// Share of list items that leave fields out, 0..1.
     pub partial: f64,
+    /// Which fields those are.
+    pub partial_fields: PartialFields,
     /// Share of callbacks that are sent twice, 0..1.
     pub duplicates: f64,
     /// Share of callbacks that are held back so that others overtake them, 0..1.
     pub disorder: f64,
     /// How callbacks are tried again.
     pub retries: Retries,
+    /// What the traffic is like.
+    pub profile: Profile,
     /// Communications of the first conversation, where it shall be a large one.
     pub large: Option<usize>,
-    /// Whether the traffic may run at once; else it waits for [`Emulator::gate`].
+    /// Whether the traffic may run at once; else it waits for
+    /// [`Emulator::gate`](super::Emulator::gate).
     pub gate_open: bool,
 }
 
@@ -90,9 +98,11 @@ impl Options {
             allow_configuration_patch: false,
             keep_conversations: 50_000,
             partial: 0.1,
+            partial_fields: PartialFields::default(),
             duplicates: 0.02,
             disorder: 0.05,
             retries: Retries::default(),
+            profile: Profile::default(),
             large: None,
             gate_open: true,
         }

@@ -20,6 +20,9 @@ pub(crate) const PROFILE_STREAM: u64 = u64::MAX - 2;
 /// Stream of what one message or call draws.
 pub(crate) const INGEST_STREAM: u64 = u64::MAX - 3;
 
+/// Stream of the distances between starts.
+pub(crate) const ARRIVAL_STREAM: u64 = u64::MAX - 2;
+
 /// The generator of `stream` under `seed`.
 pub(crate) fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);

@@ -27,7 +27,12 @@ pub(crate) enum TextKind {
     Longest,
 }
 
-/// Left to right: English twice, because most traffic is.
+/// ISO 639-1 codes of the languages, by their numbers: English twice, because most traffic is.
+pub(crate) const CODES: [&str; 12] = [
+    "en", "en", "es", "de", "fr", "pt", "ja", "zh", "ko", "hi", "ru", "th",
+];
+
+/// Left to right; in the order of [`CODES`].
 const LANGUAGES: &[&[&str]] = &[
     &[
         "My parcel was promised for Tuesday and is not here.",
@@ -163,6 +168,11 @@ mod tests {
             let text = written(TextKind::Longest, language, &mut random);
             assert_eq!(text.chars().count(), MAX_TEXT_CHARS);
         }
+    }
+
+    #[test]
+    fn every_language_has_a_code() {
+        assert_eq!(CODES.len(), languages());
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //!
 //! Guarantees: `conversationId` wins over `conversationConfiguration`. Attributes that TwiML does not know
 //! do nothing, and no error, above all `conversationConfigurationId`; that one is noted, because nobody
-//! else would say so. A document is bounded by [`MAX_DOCUMENT_BYTES`] and [`MAX_DEPTH`]; a document type
-//! is refused, so that nothing can be declared that expands.
+//! else would say so. A document is bounded by [`MAX_DOCUMENT_BYTES`], [`MAX_DEPTH`] and [`MAX_LISTENERS`];
+//! a document type is refused, so that nothing can be declared that expands.
 //!
 //! Fails with [`Malformed`], for which `rest` gives Twilio's error numbers.
 
@@ -22,6 +22,8 @@ use quick_xml::reader::Reader;
 pub(crate) const MAX_DOCUMENT_BYTES: usize = 64 * 1024;
 /// Elements inside each other; TwiML itself needs four.
 pub(crate) const MAX_DEPTH: usize = 16;
+/// Verbs of one document that hear the call; each writes all of it.
+pub(crate) const MAX_LISTENERS: usize = 4;
 
 /// One document, read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,6 +71,9 @@ pub(crate) enum Malformed {
     /// Beyond [`MAX_DEPTH`].
     #[error("the TwiML has more than {MAX_DEPTH} elements inside each other")]
     TooDeep,
+    /// Beyond [`MAX_LISTENERS`].
+    #[error("the TwiML has more than {MAX_LISTENERS} verbs that transcribe the call")]
+    TooManyListeners,
     /// Entities are declared there.
     #[error("the TwiML has a document type; leave it out")]
     DocumentType,
@@ -157,6 +162,9 @@ impl Parsing {
         // Attributes of every element are read: a repeated or unquoted one is malformed anywhere.
         let listener = listener(verb.unwrap_or(Verb::Transcription), element, at)?;
         if verb.is_some() {
+            if self.document.listeners.len() == MAX_LISTENERS {
+                return Err(Malformed::TooManyListeners);
+            }
             self.document.listeners.push(listener);
         }
         self.rooted = true;
@@ -339,6 +347,8 @@ mod tests {
             "</a>".repeat(16)
         );
         let long = format!("<Response>{}</Response>", " ".repeat(MAX_DOCUMENT_BYTES));
+        let many = "<Start><Transcription/></Start>".repeat(MAX_LISTENERS + 1);
+        let many = format!("<Response>{many}</Response>");
         for (xml, expected) in [
             ("", Malformed::NotAResponse),
             ("hello", Malformed::NotAResponse),
@@ -351,6 +361,7 @@ mod tests {
             ),
             (&deep, Malformed::TooDeep),
             (&long, Malformed::TooLong),
+            (&many, Malformed::TooManyListeners),
         ] {
             assert_eq!(parse(xml), Err(expected), "{xml:.40}");
         }

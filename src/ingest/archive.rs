@@ -11,7 +11,12 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Dead, Outcome, Work};
+<<<<<<< HEAD
 use crate::announce::Why;
+=======
+#[cfg(feature = "sabotage")]
+use crate::config::sabotage::{self, Sabotage};
+>>>>>>> main
 use crate::event::{CallbackEvent, header};
 use crate::lake::{Commit, Lake, LakeError, Position, Table};
 use crate::lifecycle::Clock;
@@ -92,6 +97,17 @@ impl Work for Archive {
         positions: Vec<Position>,
     ) -> BoxFuture<'static, Result<(), LakeError>> {
         async move {
+            #[cfg(feature = "sabotage")]
+            let positions = if sabotage::is(Sabotage::EarlyPosition) {
+                let early = Commit {
+                    positions,
+                    ..Commit::default()
+                };
+                self.lake.table(TableName::Events).commit(&early).await?;
+                Vec::new()
+            } else {
+                positions
+            };
             let commit = Commit {
                 rows: vec![table::events_batch(&rows)],
                 positions,

@@ -15,6 +15,8 @@ use object_store::{DynObjectStore, ObjectStore};
 use tokio::runtime::Runtime;
 
 use super::LakeError;
+#[cfg(feature = "sabotage")]
+use crate::config::sabotage::{self, Sabotage};
 
 /// Threads that drive the store's I/O. Files are read and written by blocking threads beside them.
 const IO_THREADS: usize = 2;
@@ -31,7 +33,11 @@ pub(super) struct Storage {
 impl Storage {
     /// The local file system, durable.
     pub(super) fn local() -> Result<Storage, LakeError> {
-        Storage::new(Arc::new(LocalFileSystem::new().with_fsync(true)))
+        #[cfg(not(feature = "sabotage"))]
+        let durable = true;
+        #[cfg(feature = "sabotage")]
+        let durable = !sabotage::is(Sabotage::LakeSync);
+        Storage::new(Arc::new(LocalFileSystem::new().with_fsync(durable)))
     }
 
     /// Any store that holds local paths.

@@ -28,6 +28,8 @@ use tokio::time::{Instant, timeout};
 
 use super::gate::REFUSED_METHOD;
 use super::publish::{Destination, publish};
+#[cfg(feature = "sabotage")]
+use crate::config::sabotage::{self, Sabotage};
 use crate::lifecycle::Clock;
 use crate::signature::{Refusal, Verifier};
 use crate::telemetry;
@@ -87,6 +89,10 @@ impl Edge {
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         let started = Instant::now();
+        #[cfg(feature = "sabotage")]
+        if sabotage::is(Sabotage::TokenAlone) && sabotage::token_seen(request.headers()) {
+            return Ok(Response::new(Full::default()));
+        }
         // The gate does not measure chunked bodies, so nothing may follow one.
         let last = request.headers().contains_key(TRANSFER_ENCODING);
         let outcome = match self.publish(request).await {

@@ -37,6 +37,8 @@ use tokio::time::Instant;
 use super::notify::Wakeups;
 use super::record::{Kind, Message};
 use super::{Error, PublishError, Settings, admin, log_line};
+#[cfg(feature = "sabotage")]
+use crate::config::sabotage::{self, Sabotage};
 use crate::telemetry;
 
 /// Shortest time between two replacements of the producer: one that fails at once must not spin.
@@ -149,6 +151,11 @@ impl Publisher {
         let Some(producer) = taken else {
             return Ok(());
         };
+        #[cfg(feature = "sabotage")]
+        if sabotage::is(Sabotage::Flush) {
+            end(&producer);
+            return Ok(());
+        }
         let failed_before = core.counters.failed();
         let flushing = Arc::clone(&producer);
         let unacknowledged = admin::blocking(move || {
@@ -215,6 +222,13 @@ impl Future for Acknowledgement {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let result = match &self.0 {
+            #[cfg(feature = "sabotage")]
+            State::Waiting { deliveries, slot }
+                if sabotage::is(Sabotage::EarlyAnswer) || sabotage::is(Sabotage::Flush) =>
+            {
+                deliveries.abandon(*slot);
+                Ok(())
+            }
             State::Waiting { deliveries, slot } => {
                 std::task::ready!(deliveries.poll(*slot, context.waker()))
             }

@@ -9,7 +9,9 @@
     reason = "clippy exempts test functions; this whole crate is tests and their helpers"
 )]
 
-// What tests share: real parts, our processes, HTTP, foreign readers.
+// What tests share, with each other and with `tests/chaos/`: real parts, our processes, HTTP, foreign readers.
+#[allow(dead_code, reason = "the fault matrix uses the rest of it")]
+#[path = "../harness/mod.rs"]
 mod harness;
 
 // The published schemas say what the code does.

@@ -70,6 +70,7 @@ fn every_reference_leads_somewhere() {
     for name in [
         "callback-event.schema.json",
         "record-headers.schema.json",
+        "traffic-profile.schema.json",
         "asyncapi.json",
     ] {
         let document = schema(name);

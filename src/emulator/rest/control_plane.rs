@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
@@ -24,7 +24,7 @@ use super::super::state::{
 };
 use super::problem::Problem;
 use super::query::{ListQuery, page_answer};
-use super::{Answer, Sent, json_answer, object};
+use super::{Answer, Ids, Sent, json_answer, object};
 
 /// Its routes.
 pub(super) fn routes() -> Router<Arc<Shared>> {
@@ -66,7 +66,7 @@ async fn list(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> A
     ))
 }
 
-async fn one(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+async fn one(State(shared): State<Arc<Shared>>, Ids(id): Ids<String>) -> Answer {
     let state = shared.state();
     let found = state.configurations().current(&id);
     let found = found.ok_or(Refusal::NotFound("configuration"))?;
@@ -82,7 +82,7 @@ async fn create(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Sen
 
 async fn replace(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
     body: Sent,
 ) -> Answer {
@@ -105,7 +105,7 @@ async fn replace(
 
 async fn patch(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
     body: Sent,
 ) -> Answer {
@@ -123,7 +123,7 @@ async fn patch(
 
 async fn delete(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
 ) -> Answer {
     let configuration = id.into();
@@ -133,7 +133,7 @@ async fn delete(
 
 async fn operation(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
 ) -> Answer {
     #[derive(Serialize)]

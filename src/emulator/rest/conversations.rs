@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -24,7 +24,7 @@ use super::super::state::{Change, Command, Entry, MetadataChange, Refusal, Reque
 use super::control_plane::begin;
 use super::problem::Problem;
 use super::query::{ListQuery, page_answer};
-use super::{Answer, Sent, json, json_answer, patch};
+use super::{Answer, Ids, Sent, json, json_answer, patch};
 
 /// Its routes.
 pub(super) fn routes() -> Router<Arc<Shared>> {
@@ -93,7 +93,7 @@ async fn list_conversations(
     Ok(page_answer("conversations", &items, &page, query.size, key))
 }
 
-async fn one_conversation(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer {
+async fn one_conversation(State(shared): State<Arc<Shared>>, Ids(id): Ids<String>) -> Answer {
     conversation_answer(&shared, StatusCode::OK, &id)
 }
 
@@ -161,7 +161,7 @@ fn present<'de, D: serde::Deserializer<'de>>(
 
 async fn change_conversation(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
     body: Sent,
 ) -> Answer {
@@ -196,7 +196,7 @@ struct ReplaceConversation {
 
 async fn replace_conversation(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
     body: Sent,
 ) -> Answer {
@@ -224,7 +224,7 @@ async fn carry_out_change(shared: &Shared, id: String, change: Change) -> Answer
 
 async fn delete_conversation(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
 ) -> Answer {
     begin(&shared, &headers, Request::DeleteConversation(id.into())).await
@@ -259,7 +259,7 @@ fn conversation_answer(shared: &Shared, status: StatusCode, id: &str) -> Answer 
 
 async fn list_communications(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
     let query = ListQuery::parse(query.as_deref())?;
@@ -294,14 +294,14 @@ async fn list_communications(
 
 async fn one_communication(
     State(shared): State<Arc<Shared>>,
-    Path((id, communication)): Path<(String, String)>,
+    Ids((id, communication)): Ids<(String, String)>,
 ) -> Answer {
     communication_answer(&shared, StatusCode::OK, &id, &communication)
 }
 
 async fn create_communication(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
     body: Sent,
 ) -> Answer {
@@ -325,7 +325,7 @@ fn communication_answer(shared: &Shared, status: StatusCode, id: &str, wanted: &
 
 async fn list_participants(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
     let query = ListQuery::parse(query.as_deref())?;
@@ -348,14 +348,14 @@ async fn list_participants(
 
 async fn one_participant(
     State(shared): State<Arc<Shared>>,
-    Path((id, participant)): Path<(String, String)>,
+    Ids((id, participant)): Ids<(String, String)>,
 ) -> Answer {
     participant_answer(&shared, StatusCode::OK, &id, &participant)
 }
 
 async fn create_participant(
     State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
+    Ids(id): Ids<String>,
     headers: HeaderMap,
     body: Sent,
 ) -> Answer {
@@ -370,7 +370,7 @@ async fn create_participant(
 
 async fn replace_participant(
     State(shared): State<Arc<Shared>>,
-    Path((id, participant)): Path<(String, String)>,
+    Ids((id, participant)): Ids<(String, String)>,
     headers: HeaderMap,
     body: Sent,
 ) -> Answer {

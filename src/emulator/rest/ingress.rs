@@ -26,7 +26,7 @@ use super::super::twiml::{self, Malformed};
 use super::{Answer, Problem, Sent, json, json_answer};
 
 /// TwiML documents of one call.
-const MAX_DOCUMENTS: usize = 20;
+const MAX_DOCUMENTS: usize = 10;
 /// Utterances of one call.
 const MAX_UTTERANCES: usize = 1_000;
 /// Characters of an address.
@@ -266,6 +266,7 @@ impl From<Malformed> for Problem {
         let code = match malformed {
             Malformed::TooLong => 11_750,
             Malformed::TooDeep
+            | Malformed::TooManyListeners
             | Malformed::DocumentType
             | Malformed::NotAResponse
             | Malformed::Xml(_) => 12_100,

@@ -50,7 +50,7 @@ use self::grouping::{Key, Party};
 pub(crate) use self::memory::Memory;
 
 /// Conversations at once, living ones included; about 1 kB a communication.
-pub(crate) const MAX_CONVERSATIONS: usize = 1_000_000;
+pub const MAX_CONVERSATIONS: usize = 1_000_000;
 /// Communications of one conversation.
 pub(crate) const MAX_COMMUNICATIONS: usize = 1_000_000;
 /// Participants of one conversation.

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::configuration::CONFIGURATION_ID;
 use super::super::listing::{ConversationView, Shape};
+use super::super::pages::{self, Cursor};
 use super::super::resource::{
     Address, Author, CallbackMethod, Channel, Content, ContentType, ParticipantType, Recipient,
 };
@@ -98,7 +99,7 @@ fn set(id: &str, status: Status) -> Command {
 /// Few ids, so that commands meet: repeats, closed conversations, strangers.
 fn any_command() -> impl Strategy<Value = Command> {
     let id = (0_u8..4).prop_map(|number| format!("v{number}"));
-    let parts = (id, 0_u8..8, 0_u8..10, prop::option::of(0_u8..4));
+    let parts = (id, 0_u8..8, 0_u8..14, prop::option::of(0_u8..4));
     parts.prop_map(|(conversation, number, what, resource)| {
         let id: Arc<str> = conversation.as_str().into();
         match what {
@@ -130,6 +131,17 @@ fn any_command() -> impl Strategy<Value = Command> {
                     ..Change::default()
                 },
             },
+            9 => Command::Replace {
+                conversation: id,
+                participant: format!("p{number}").into(),
+                new: participant(resource.unwrap_or(number)),
+            },
+            10 => Command::Begin {
+                operation: format!("o{number}").into(),
+                request: Request::DeleteConversation(id),
+                key: resource.map(|n| format!("key {n}").into()),
+            },
+            11 => Command::Tick,
             _ => Command::Change {
                 conversation: id,
                 change: Change {
@@ -193,6 +205,10 @@ fn check_announcements(before: &State, after: &State, effects: &[Effect]) {
         let changed = old.is_some_and(|old| old.status != new.status || old.name != new.name);
         assert_eq!(of("CONVERSATION_CREATED"), usize::from(old.is_none()));
         assert_eq!(of("CONVERSATION_UPDATED"), usize::from(changed));
+        let known = before.conversation(id).map(|e| &e.participants[..]);
+        let replaced = known.unwrap_or(&[]).iter().zip(&entry.participants);
+        let replaced = replaced.filter(|(old, new)| old != new).count();
+        assert_eq!(of("PARTICIPANT_UPDATED"), replaced);
         let joined = entry.participants.len() - participants;
         assert_eq!(of("PARTICIPANT_ADDED"), joined);
         let captured = entry.communications.len() - communications;
@@ -206,21 +222,26 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn the_rules_hold_after_any_commands(commands in prop::collection::vec(any_command(), 1..60)) {
-        let mut state = machine();
+        let mut state = machine_that_keeps(KEPT);
         let mut carried_out = Vec::new();
+        let mut ever = BTreeSet::new();
         for (second, command) in commands.into_iter().enumerate() {
             let time = at(second as i64);
+            let ticks = matches!(command, Command::Tick);
             let before = snapshot(&state);
             let applied = state.apply(command.clone(), time);
             let after = snapshot(&state);
             for (id, (status, shown)) in &before {
-                prop_assert!(*status != Status::Closed || after[id].1 == *shown, "{id} changed");
+                // It may be gone, by a deletion or to make room; what is there has not changed.
+                let kept = after.get(id);
+                let changed = kept.is_some_and(|(_, after)| after != shown);
+                prop_assert!(*status != Status::Closed || !changed, "{id} changed");
             }
             match applied {
                 Err(_) => prop_assert_eq!(&before, &after, "a refusal changes nothing"),
                 Ok(applied) => {
                     // Pure: the same commands lead to the state before, which has not moved since.
-                    let mut earlier = machine();
+                    let mut earlier = machine_that_keeps(KEPT);
                     for (command, time) in &carried_out {
                         earlier.apply(Command::clone(command), *time).unwrap();
                     }
@@ -228,18 +249,60 @@ proptest! {
                     carried_out.push((command, time));
                 }
             }
-            let mut seen = BTreeSet::new();
-            for entry in state.conversations() {
-                for communication in &entry.communications {
-                    prop_assert!(seen.insert(Arc::clone(&communication.id)), "in two places");
-                    let found = state.communication(&entry.conversation.id, &communication.id);
-                    prop_assert_eq!(found, Some(communication));
-                }
+            check_places(&state, &mut ever);
+            if ticks {
+                prop_assert!(state.due().is_none_or(|due| due > time), "nothing due is left");
             }
-            prop_assert_eq!(state.tally().communications, seen.len() as u64);
-            let closed = after.values().filter(|(status, _)| *status == Status::Closed);
-            prop_assert_eq!(state.tally().closed, closed.count() as u64);
         }
+    }
+}
+
+/// Conversations kept in the machine of any commands: fewer than there are ids.
+const KEPT: usize = 2;
+
+/// Each communication is in one conversation; what went took its own along; pages are the list.
+fn check_places(state: &State, ever: &mut BTreeSet<Arc<str>>) {
+    let mut seen = BTreeSet::new();
+    for entry in state.conversations() {
+        let conversation = &entry.conversation.id;
+        for communication in &entry.communications {
+            assert!(seen.insert(Arc::clone(&communication.id)), "in two places");
+            let found = state.communication(conversation, &communication.id);
+            assert_eq!(found, Some(communication));
+        }
+    }
+    ever.extend(seen.iter().cloned());
+    for gone in ever.difference(&seen) {
+        let mut conversations = state.conversations();
+        let found = conversations.find(|e| state.communication(&e.conversation.id, gone).is_some());
+        assert!(found.is_none(), "{gone} went with its conversation");
+    }
+    let whole: Vec<&str> = state.conversations().map(|e| &*e.conversation.id).collect();
+    let statuses = state.conversations().map(|e| e.conversation.status);
+    let living = statuses.filter(|status| *status != Status::Closed).count();
+    assert!(
+        whole.len() <= KEPT.max(living),
+        "only the living can be more than are kept"
+    );
+    assert!(state.tally().communications >= ever.len() as u64);
+    for size in 1..=3 {
+        let mut paged = Vec::new();
+        let mut cursor = Some(Cursor::From(0));
+        while let Some(at) = cursor {
+            let page = pages::cut(
+                |from| state.listed(from..u64::MAX).map(|(position, _)| position),
+                |to| state.listed(0..to).rev().map(|(position, _)| position),
+                at,
+                size,
+            );
+            paged.extend(
+                page.positions
+                    .iter()
+                    .map(|&p| &*state.at(p).unwrap().conversation.id),
+            );
+            cursor = page.next;
+        }
+        assert_eq!(paged, whole, "pageSize {size}");
     }
 }
 

@@ -1,118 +1,22 @@
 //! Answers that are lost, logs that are cleaned, futures that are dropped.
 
-use std::fmt;
 use std::fs;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
-use object_store::path::Path as StorePath;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-};
 
+use super::store::{Between, Fault, Hooked};
 use super::*;
 
-/// What happens to one put of a log entry.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
-    /// It lands; the answer is an error.
-    Lost,
-    /// It lands, is sent again by the client, and that one meets the first.
-    Repeated,
-    /// It does not land.
-    Before,
-}
-
-/// The local file system, with one fault at the next put of a log entry.
-#[derive(Debug)]
-struct Faulty {
-    inner: LocalFileSystem,
-    next: Mutex<Option<Fault>>,
-}
-
-impl fmt::Display for Faulty {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Faulty({})", self.inner)
-    }
-}
+/// One fault, at the next put of a log entry.
+#[derive(Debug, Default)]
+struct Next(Mutex<Option<Fault>>);
 
 #[async_trait::async_trait]
-impl ObjectStore for Faulty {
-    async fn put_opts(
-        &self,
-        path: &StorePath,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> object_store::Result<PutResult> {
-        let lost = || Error::Generic {
-            store: "faulty",
-            source: "timed out".into(),
-        };
-        let fault = match path.as_ref().ends_with(".json") {
-            true => self.next.lock().unwrap().take(),
-            false => None,
-        };
-        if fault == Some(Fault::Before) {
-            return Err(lost());
-        }
-        let done = self.inner.put_opts(path, payload, options).await?;
-        match fault {
-            None | Some(Fault::Before) => Ok(done),
-            Some(Fault::Lost) => Err(lost()),
-            Some(Fault::Repeated) => Err(Error::AlreadyExists {
-                path: path.to_string(),
-                source: "412".into(),
-            }),
-        }
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        path: &StorePath,
-        options: PutMultipartOptions,
-    ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(path, options).await
-    }
-
-    async fn get_opts(
-        &self,
-        path: &StorePath,
-        options: GetOptions,
-    ) -> object_store::Result<GetResult> {
-        self.inner.get_opts(path, options).await
-    }
-
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, object_store::Result<StorePath>>,
-    ) -> BoxStream<'static, object_store::Result<StorePath>> {
-        self.inner.delete_stream(paths)
-    }
-
-    fn list(
-        &self,
-        prefix: Option<&StorePath>,
-    ) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(
-        &self,
-        prefix: Option<&StorePath>,
-    ) -> object_store::Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(
-        &self,
-        from: &StorePath,
-        to: &StorePath,
-        options: CopyOptions,
-    ) -> object_store::Result<()> {
-        self.inner.copy_opts(from, to, options).await
+impl Between for Next {
+    async fn put(&self) -> Option<Fault> {
+        self.0.lock().unwrap().take()
     }
 }
 
@@ -121,9 +25,9 @@ async fn a_lost_answer_is_found_in_the_log() {
     for fault in [Fault::Lost, Fault::Repeated, Fault::Before] {
         for with_positions in [true, false] {
             let folder = TempDir::new().unwrap();
-            let store = Arc::new(Faulty {
+            let store = Arc::new(Hooked {
                 inner: LocalFileSystem::new().with_fsync(true),
-                next: Mutex::default(),
+                between: Next::default(),
             });
             let storage = Arc::new(Storage::new(store.clone()).unwrap());
             let lake = Lake::open_on(storage, folder.path().to_owned(), Access::Create)
@@ -138,7 +42,7 @@ async fn a_lost_answer_is_found_in_the_log() {
                 },
                 ..rows(&communications("c1", 3))
             };
-            *store.next.lock().unwrap() = Some(fault);
+            *store.between.0.lock().unwrap() = Some(fault);
             let done = table.commit(&commit).await;
             match (fault, done) {
                 (Fault::Lost | Fault::Repeated, Ok(done)) => {

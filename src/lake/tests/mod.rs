@@ -2,8 +2,10 @@
 
 mod commits;
 mod faults;
+mod interleavings;
 mod lookups;
 mod opening;
+mod store;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -40,6 +40,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// At its beginning; `seed` decides what is drawn.
     pub(super) fn new(state: &'a mut State, seed: u64, at: Timestamp) -> Self {
         Run {
             state,
@@ -50,6 +51,7 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// What came of it.
     pub(super) fn finish(self) -> Ingested {
         Ingested {
             report: self.report,
@@ -294,6 +296,7 @@ impl<'a> Run<'a> {
         let mut now = self.at.checked_sub(total).unwrap_or(self.at);
         let sid = seeds::sid("GT", &mut self.random);
         let (mut heard, mut written) = (0, Vec::new());
+        let mut agent = place.other.clone();
         for utterance in &call.utterances {
             let began = now;
             now += SignedDuration::from_millis(i64::from(utterance.milliseconds));
@@ -302,7 +305,9 @@ impl<'a> Run<'a> {
             }
             heard += u64::from(utterance.milliseconds);
             let by_customer = utterance.by == ParticipantType::Customer;
-            let agent = self.agent(call, ends, &place, utterance)?;
+            if !by_customer {
+                agent = self.agent(call, ends, &place, utterance)?;
+            }
             let (author, recipient) = match by_customer {
                 true => (&place.customer, &agent),
                 false => (&agent, &place.customer),
@@ -354,8 +359,7 @@ impl<'a> Run<'a> {
             Some(dialled) if human => dialled,
             _ => &place.other.address,
         };
-        let same = utterance.by == place.other.kind && *address == place.other.address;
-        if same || utterance.by == ParticipantType::Customer {
+        if utterance.by == place.other.kind && *address == place.other.address {
             return Ok(place.other.clone());
         }
         let agent = NewParticipant {
@@ -367,6 +371,7 @@ impl<'a> Run<'a> {
         self.speaker(&place.conversation, agent, Likeness::Kind)
     }
 
+    /// Writes one communication.
     pub(super) fn write(
         &mut self,
         conversation: &Arc<str>,
@@ -399,6 +404,7 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Reports that it went into `place`.
     pub(super) fn captured(
         &mut self,
         source: Source,
@@ -416,6 +422,7 @@ impl<'a> Run<'a> {
         });
     }
 
+    /// Reports that `configuration` took nothing.
     pub(super) fn missed(&mut self, source: Source, configuration: &Arc<str>, reason: Reason) {
         self.report.not_captured.push(NotCaptured {
             source,

@@ -194,6 +194,9 @@ fn an_ai_agent_hands_over_to_a_human_on_one_call() {
     ];
     assert_eq!(seats, expected);
     assert_eq!(report.captured[1].communication_ids.len(), 2);
+    let last = entry.communications.last().unwrap();
+    let heard_by = (&*last.author.address, &*last.recipients[0].address);
+    assert_eq!(heard_by, (CUSTOMER, "agent-1"), "the human listens now");
     let calls: BTreeSet<_> = entry.communications.iter().map(|c| &c.channel_id).collect();
     assert_eq!(calls, [&Some(Arc::clone(&report.sid))].into());
     let bill = world.bill();

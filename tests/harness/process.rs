@@ -31,7 +31,11 @@ pub(crate) struct Process {
 /// Starts `convolake ARGS` with `env` as its whole environment, so that a developer's own credentials and
 /// settings change no test.
 pub(crate) fn convolake(args: &[&str], env: &[(&str, &str)]) -> Process {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_convolake"));
+    // Cargo says where it is to integration tests alone; others that share this bring their own.
+    let Some(program) = option_env!("CARGO_BIN_EXE_convolake") else {
+        panic!("only integration tests are told where the program is");
+    };
+    let mut command = Command::new(program);
     command
         .args(args)
         .env_clear()
@@ -89,16 +93,26 @@ impl Process {
         .await;
     }
 
+    /// Its process id; its own until it is reaped by one of the calls below.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to stop.
     pub(crate) fn sigterm(&mut self) {
+        self.signal("TERM");
+    }
+
+    /// Sends the signal of this name, as `kill` knows it.
+    pub(crate) fn signal(&mut self, name: &str) {
         assert!(self.exited().is_none(), "{}: has ended already", self.name);
         // The shell's builtin: std has no signal but SIGKILL, and the child is not reaped yet, so the id
         // is still its own.
         let sent = Command::new("sh")
-            .args(["-c", &format!("kill -TERM {}", self.child.id())])
+            .args(["-c", &format!("kill -{name} {}", self.child.id())])
             .status()
             .unwrap();
-        assert!(sent.success(), "{}: SIGTERM was not sent", self.name);
+        assert!(sent.success(), "{}: SIG{name} was not sent", self.name);
     }
 
     /// Ends it at once and reaps it.

@@ -1,24 +1,34 @@
 //! Made-up conversations: what happens in conversation `index` of a seed, step by step.
 //!
-//! Owns who takes part, over which channels, what is said and when. Refuses to carry anything out: a
+//! Owns what is said, by whom and when; `cast` owns who takes part over which channels, `profile` what the
+//! traffic as a whole is like. Refuses to carry anything out: a
 //! [`Script`] gives commands for the state machine, [`drive`](super::drive) decides when they run.
 //!
 //! Guarantees: a script depends on the seed, its index and the plan, nothing else; ids not even on the
 //! base time, so that the same seed later is the same conversations. All times lie in the
 //! [`WINDOW_HOURS`] hours before the base time. A script of any length needs memory for a few steps.
 
+mod cast;
+mod profile;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use rand::Rng;
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
+pub(crate) use self::profile::Spacing;
+pub use self::profile::{InvalidProfile, Profile};
+
+use self::cast::{
+    Member, Side, address_on, draw_cast, draw_channels, other_spelling, resource_prefix,
+};
 use super::configuration::CONFIGURATION_ID;
 use super::resource::{
-    Address, Author, Channel, Content, ContentType, DeliveryStatus, NewCommunication,
-    NewParticipant, ParticipantType, Recipient, Status, Transcription, Word,
+    Author, Channel, Content, ContentType, DeliveryStatus, NewCommunication, ParticipantType,
+    Recipient, Status, Transcription, Word,
 };
 use super::seeds;
 use super::speech::FRAGMENTS;
@@ -40,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) base: Timestamp,
     /// Communications of conversation 0, where it shall be a large one.
     pub(crate) large: Option<usize>,
+    /// What it is like.
+    pub(crate) profile: Arc<Profile>,
 }
 
 /// A command and its time.
@@ -73,19 +85,6 @@ pub(crate) struct Script {
     ended: bool,
 }
 
-#[derive(Debug, Clone)]
-struct Member {
-    id: Arc<str>,
-    new: NewParticipant,
-    side: Side,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Customer,
-    Business,
-}
-
 impl Script {
     /// The script of conversation `index`.
     pub(crate) fn new(plan: &Plan, index: u64) -> Self {
@@ -95,16 +94,16 @@ impl Script {
             true => seeds::sid("CH", &mut random).into(),
             false => seeds::id("conversation", &mut random),
         };
-        let channels = draw_channels(index, &mut random);
+        let profile = &plan.profile;
+        let channels = draw_channels(index, profile, &mut random);
         let (cast, handoff) = draw_cast(index, &channels, &mut random);
-        let share = random.random::<f64>();
-        let ordinary = 1 + (share * share * MAX_ORDINARY as f64) as usize;
+        let ordinary = profile.communications(&mut random);
         let total = match plan.large {
             Some(large) if index == 0 => large.max(1),
-            _ => ordinary.min(MAX_ORDINARY),
+            _ => ordinary,
         };
-        let start_ms = WINDOW_HOURS * 3_600_000 - random.random_range(0..START_WINDOW_MS);
-        let start = plan.base - SignedDuration::from_millis(start_ms);
+        let window = plan.base - SignedDuration::from_hours(WINDOW_HOURS);
+        let start = window + SignedDuration::from_millis(profile.start_ms(window, &mut random));
         // Updates, joins and the close pause as well: three pauses a communication is more than there are.
         let pauses = i64::try_from(3 * total + 16).unwrap_or(i64::MAX);
         let mut script = Script {
@@ -112,7 +111,7 @@ impl Script {
             cast,
             handoff,
             channels,
-            language: random.random_range(0..texts::languages()),
+            language: profile.language(&mut random),
             engine: ["deepgram", "google"][random.random_range(0..2)].into(),
             transcription: seeds::sid("GT", &mut random),
             now: start,
@@ -386,279 +385,5 @@ impl Iterator for Script {
     }
 }
 
-const CHANNELS: [Channel; 8] = [
-    Channel::Voice,
-    Channel::Sms,
-    Channel::Rcs,
-    Channel::Whatsapp,
-    Channel::Chat,
-    Channel::Video,
-    Channel::Email,
-    Channel::Api,
-];
-
-/// One channel by turns, a second one in a fifth of the conversations, sometimes a third.
-fn draw_channels(index: u64, random: &mut ChaCha8Rng) -> Vec<(Channel, Arc<str>)> {
-    let first = CHANNELS[(index % CHANNELS.len() as u64) as usize];
-    let mut others: Vec<Channel> = CHANNELS.into_iter().filter(|c| *c != first).collect();
-    others.shuffle(random);
-    let more = match random.random_range(0..20) {
-        0 => 2,
-        1..5 => 1,
-        _ => 0,
-    };
-    others.truncate(more);
-    others.insert(0, first);
-    others
-        .into_iter()
-        .map(|channel| {
-            let prefix = if channel == Channel::Voice {
-                "CA"
-            } else {
-                "CI"
-            };
-            (channel, seeds::sid(prefix, random).into())
-        })
-        .collect()
-}
-
-fn draw_cast(
-    index: u64,
-    channels: &[(Channel, Arc<str>)],
-    random: &mut ChaCha8Rng,
-) -> (Vec<Member>, Option<Member>) {
-    let business = [
-        ParticipantType::AiAgent,
-        ParticipantType::HumanAgent,
-        ParticipantType::Agent,
-    ];
-    let kind = business[(index / CHANNELS.len() as u64 % 3) as usize];
-    let customer = match random.random_ratio(1, 12) {
-        true => ParticipantType::Unknown,
-        false => ParticipantType::Customer,
-    };
-    let mut cast = vec![member(customer, Side::Customer, channels, random)];
-    if random.random_ratio(1, 15) {
-        // A conference: a second person on the customer's side.
-        cast.push(member(
-            ParticipantType::Unknown,
-            Side::Customer,
-            channels,
-            random,
-        ));
-    }
-    cast.push(member(kind, Side::Business, channels, random));
-    let handoff = (kind == ParticipantType::AiAgent && random.random_bool(0.4)).then(|| {
-        let human = ParticipantType::HumanAgent;
-        member(human, Side::Business, channels, random)
-    });
-    (cast, handoff)
-}
-
-fn member(
-    kind: ParticipantType,
-    side: Side,
-    channels: &[(Channel, Arc<str>)],
-    random: &mut ChaCha8Rng,
-) -> Member {
-    const NAMES: &[&str] = &[
-        "Kiran", "Zoë", "李雷", "Noa", "Øyvind", "Amélie", "Tomás", "ليلى",
-    ];
-    let number: u32 = random.random_range(2_000_000..10_000_000);
-    let addresses = channels
-        .iter()
-        .map(|(channel, channel_id)| Address {
-            channel: *channel,
-            address: address(*channel, side, number, random),
-            channel_id: Some(Arc::clone(channel_id)),
-        })
-        .collect();
-    let named = random.random_bool(0.8);
-    let profiled = kind == ParticipantType::Customer && random.random_bool(0.7);
-    Member {
-        id: seeds::id("participant", random),
-        new: NewParticipant {
-            name: named.then(|| NAMES[number as usize % NAMES.len()].into()),
-            kind,
-            profile_id: profiled.then(|| seeds::id("profile", random)),
-            addresses,
-        },
-        side,
-    }
-}
-
-/// Numbers are of the area 555, which is nobody's.
-fn address(channel: Channel, side: Side, number: u32, random: &mut ChaCha8Rng) -> Arc<str> {
-    let text = match (channel, side) {
-        (Channel::Whatsapp, _) if random.random_bool(0.5) => format!("whatsapp:+1555{number}"),
-        (Channel::Rcs, Side::Business) => format!("rcs:brand_{number}_agent"),
-        (Channel::Chat, _) => format!("visitor-{number}"),
-        (Channel::Video, _) => format!("client:room-{number}"),
-        (Channel::Email, _) => format!("person.{number}@example.com"),
-        (Channel::Api, _) => format!("app-{number}"),
-        _ => format!("+1555{number}"),
-    };
-    text.into()
-}
-
-fn address_on(member: &Member, channel: Channel) -> Arc<str> {
-    let found = member.new.addresses.iter().find(|a| a.channel == channel);
-    Arc::clone(
-        &found
-            .expect("a member has an address on each of its conversation's channels")
-            .address,
-    )
-}
-
-fn other_spelling(address: &str) -> Arc<str> {
-    match address.strip_prefix("whatsapp:") {
-        Some(bare) => bare.into(),
-        None => format!("whatsapp:{address}").into(),
-    }
-}
-
-fn resource_prefix(channel: Channel) -> &'static str {
-    match channel {
-        Channel::Sms | Channel::Rcs | Channel::Whatsapp => "SM",
-        _ => "IM",
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::emulator::state::{Setup, State};
-
-    fn base() -> Timestamp {
-        "2026-11-22T12:00:00Z".parse().unwrap()
-    }
-
-    fn plan(seed: u64, large: Option<usize>) -> Plan {
-        Plan {
-            seed,
-            base: base(),
-            large,
-        }
-    }
-
-    fn played(plan: &Plan, conversations: u64) -> State {
-        let mut state = State::new(Setup {
-            account_id: "AC1".into(),
-            callbacks: [].into(),
-            since: base(),
-            operation_delay: SignedDuration::ZERO,
-            keep_conversations: 1_000,
-        });
-        for index in 0..conversations {
-            for step in Script::new(plan, index) {
-                state.apply(step.command, step.at).unwrap();
-            }
-        }
-        state
-    }
-
-    #[test]
-    fn two_hundred_conversations_have_everything() {
-        let state = played(&plan(1, None), 200);
-        assert_eq!(state.tally().closed, 200, "the last step closes");
-        let mut channels = BTreeSet::new();
-        let mut kinds = BTreeSet::new();
-        let mut deliveries = BTreeSet::new();
-        let mut sizes = Vec::new();
-        let (mut several, mut prefixed, mut bare, mut older, mut fragments) = (0, 0, 0, 0, 0);
-        let (mut empty, mut longest, mut rtl, mut lines, mut emoji, mut words) = (0, 0, 0, 0, 0, 0);
-        for entry in state.conversations() {
-            sizes.push(entry.communications.len());
-            several += usize::from(entry.channels.len() > 1);
-            older += usize::from(entry.conversation.id.starts_with("CH"));
-            kinds.extend(entry.participants.iter().map(|p| p.kind));
-            let authors: Vec<_> = entry.communications.iter().map(|c| &c.author).collect();
-            fragments += usize::from(authors.windows(3).any(|w| w[0] == w[1] && w[1] == w[2]));
-            for communication in &entry.communications {
-                channels.insert(communication.author.channel);
-                deliveries.extend(communication.recipients.iter().map(|r| r.delivery_status));
-                let text = &communication.content.text;
-                if communication.author.channel == Channel::Whatsapp {
-                    let has = communication.author.address.starts_with("whatsapp:");
-                    prefixed += usize::from(has);
-                    bare += usize::from(!has);
-                }
-                empty += usize::from(text.is_empty());
-                longest += usize::from(text.chars().count() == texts::MAX_TEXT_CHARS);
-                rtl += usize::from(text.contains('ש') || text.contains('م'));
-                lines += usize::from(text.contains('\n'));
-                emoji += usize::from(text.contains('📦'));
-                words += communication
-                    .content
-                    .transcription
-                    .as_ref()
-                    .map_or(0, |t| t.words.len());
-            }
-        }
-        assert_eq!(channels, CHANNELS.into());
-        assert_eq!(kinds.len(), 5, "{kinds:?}");
-        assert_eq!(deliveries.len(), 7, "six states and none: {deliveries:?}");
-        assert_eq!(sizes.iter().min(), Some(&1));
-        assert!(sizes.iter().max().unwrap() <= &(MAX_ORDINARY + 1));
-        assert!(sizes.iter().max().unwrap() > &40, "{sizes:?}");
-        for (what, count) in [
-            ("several channels", several),
-            ("whatsapp with prefix", prefixed),
-            ("whatsapp without", bare),
-            ("older ids", older),
-            ("fragments", fragments),
-            ("empty", empty),
-            ("longest", longest),
-            ("right to left", rtl),
-            ("lines", lines),
-            ("emoji", emoji),
-            ("words", words),
-        ] {
-            assert!(count > 0, "no {what} in 200 conversations");
-        }
-    }
-
-    #[test]
-    fn ids_depend_on_the_seed_and_not_on_the_base_time() {
-        let later = Plan {
-            base: base() + SignedDuration::from_hours(100),
-            ..plan(5, None)
-        };
-        let ids = |state: &State| -> Vec<Arc<str>> {
-            let entries = state.conversations();
-            entries
-                .flat_map(|e| e.communications.iter().map(|c| Arc::clone(&c.id)))
-                .collect()
-        };
-        let first = ids(&played(&plan(5, None), 10));
-        assert_eq!(first, ids(&played(&later, 10)));
-        assert_ne!(first, ids(&played(&plan(6, None), 10)));
-    }
-
-    #[test]
-    fn times_stay_in_their_window_and_in_order() {
-        for (large, conversations) in [(None, 50), (Some(3_000), 1)] {
-            for index in 0..conversations {
-                let mut last = base() - SignedDuration::from_hours(WINDOW_HOURS);
-                for step in Script::new(&plan(2, large), index) {
-                    assert!(step.at >= last);
-                    last = step.at;
-                }
-                assert!(last <= base());
-            }
-        }
-    }
-
-    #[test]
-    fn a_large_conversation_has_its_size_and_needs_little_memory() {
-        let mut script = Script::new(&plan(3, Some(50_000)), 0);
-        let mut captured = 0;
-        while let Some(step) = script.next() {
-            captured += usize::from(matches!(step.command, Command::Capture { .. }));
-            assert!(script.pending.len() < 16);
-        }
-        assert!((50_000..=50_001).contains(&captured), "{captured}");
-    }
-}
+mod tests;

@@ -73,9 +73,24 @@ pub(crate) fn parts_folder() -> PathBuf {
 pub(crate) struct Kafka {
     jars: &'static Path,
     folder: TempDir,
+    data: PathBuf,
     address: String,
     /// `None` between [`Kafka::kill9`] and [`Kafka::restart`].
     broker: Option<Process>,
+}
+
+/// How a broker is not as all others.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Placed {
+    /// Where it keeps its log; else in a folder of its own.
+    pub(crate) data: Option<PathBuf>,
+    /// A port that it listens on besides, and the one that clients of it are told to come back to: what
+    /// forwards the second to the first is between them for ever.
+    pub(crate) behind: Option<(u16, u16)>,
+    /// There is a log of an earlier broker, which it takes over.
+    pub(crate) adopted: bool,
+    /// Further lines of its properties.
+    pub(crate) properties: &'static str,
 }
 
 /// A record as any consumer sees it.
@@ -91,19 +106,29 @@ pub(crate) struct Record {
 impl Kafka {
     /// Starts a broker with an empty data folder and waits until it answers.
     pub(crate) async fn start() -> Option<Kafka> {
+        Kafka::start_placed(Placed::default()).await
+    }
+
+    /// The same, placed.
+    pub(crate) async fn start_placed(placed: Placed) -> Option<Kafka> {
         let jars = kafka_jars()?;
         let folder = folder();
+        let data = placed.data.clone();
+        let data = data.unwrap_or_else(|| folder.path().join("data"));
         let (port, controller) = (free_port(), free_port());
-        let properties = properties(port, controller, &folder.path().join("data"));
+        let properties = properties(port, controller, &data, &placed);
         let config = folder.path().join("server.properties");
         std::fs::write(&config, properties).unwrap();
-        let mut format = java(jars);
-        format.args(["kafka.tools.StorageTool", "format", "--cluster-id"]);
-        format.args([&cluster_id(), "--config", arg(&config)]);
-        run("kafka storage format", &mut format).unwrap_or_else(|why| panic!("{why}"));
+        if !placed.adopted {
+            let mut format = java(jars);
+            format.args(["kafka.tools.StorageTool", "format", "--cluster-id"]);
+            format.args([&cluster_id(), "--config", arg(&config)]);
+            run("kafka storage format", &mut format).unwrap_or_else(|why| panic!("{why}"));
+        }
         let mut kafka = Kafka {
             jars,
             folder,
+            data,
             address: format!("127.0.0.1:{port}"),
             broker: None,
         };
@@ -117,8 +142,13 @@ impl Kafka {
     }
 
     /// Where the broker keeps its log.
-    pub(crate) fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The running broker.
+    pub(crate) fn broker(&mut self) -> &mut Process {
+        self.broker.as_mut().expect("started, and not killed since")
     }
 
     /// Ends the broker without a word to its clients. The data stays.
@@ -152,35 +182,11 @@ impl Kafka {
 
     /// Every record of `topic`, from the first offset to the end as it is at the call, by partition.
     pub(crate) fn records(&self, topic: &str) -> Vec<Record> {
-        let consumer: BaseConsumer = self.config().create().unwrap();
-        let metadata = consumer.fetch_metadata(Some(topic), ANSWER_LIMIT).unwrap();
-        let partitions = metadata.topics()[0].partitions().len();
-        let mut assignment = TopicPartitionList::new();
-        let mut left = 0;
-        for partition in (0..partitions).map(|p| i32::try_from(p).unwrap()) {
-            let (low, high) = consumer
-                .fetch_watermarks(topic, partition, ANSWER_LIMIT)
-                .unwrap();
-            left += high - low;
-            assignment
-                .add_partition_offset(topic, partition, Offset::Beginning)
-                .unwrap();
-        }
-        consumer.assign(&assignment).unwrap();
-        let mut records = Vec::new();
-        while left > 0 {
-            let message = consumer
-                .poll(READ_LIMIT)
-                .unwrap_or_else(|| panic!("{topic}: {left} records did not come"))
-                .unwrap();
-            records.push(Record::from(message));
-            left -= 1;
-        }
-        records.sort_by_key(|record| (record.partition, record.offset));
-        records
+        records(&self.config(), topic)
     }
 
-    fn config(&self) -> ClientConfig {
+    /// A client of it that belongs to no group of anybody's.
+    pub(crate) fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.address)
@@ -189,6 +195,36 @@ impl Kafka {
             .set("reconnect.backoff.max.ms", "200");
         config
     }
+}
+
+/// Every record of `topic` of any cluster, from the first offset to the end as it is at the call, by partition.
+pub(crate) fn records(config: &ClientConfig, topic: &str) -> Vec<Record> {
+    let consumer: BaseConsumer = config.create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_LIMIT).unwrap();
+    let partitions = metadata.topics()[0].partitions().len();
+    let mut assignment = TopicPartitionList::new();
+    let mut left = 0;
+    for partition in (0..partitions).map(|p| i32::try_from(p).unwrap()) {
+        let (low, high) = consumer
+            .fetch_watermarks(topic, partition, ANSWER_LIMIT)
+            .unwrap();
+        left += high - low;
+        assignment
+            .add_partition_offset(topic, partition, Offset::Beginning)
+            .unwrap();
+    }
+    consumer.assign(&assignment).unwrap();
+    let mut records = Vec::new();
+    while left > 0 {
+        let message = consumer
+            .poll(READ_LIMIT)
+            .unwrap_or_else(|| panic!("{topic}: {left} records did not come"))
+            .unwrap();
+        records.push(Record::from(message));
+        left -= 1;
+    }
+    records.sort_by_key(|record| (record.partition, record.offset));
+    records
 }
 
 impl From<rdkafka::message::BorrowedMessage<'_>> for Record {
@@ -229,12 +265,20 @@ fn cluster_id() -> String {
     BASE64_URL_SAFE_NO_PAD.encode(uuid::Uuid::new_v4().as_bytes())
 }
 
-fn properties(port: u16, controller: u16, data: &Path) -> String {
+fn properties(port: u16, controller: u16, data: &Path, placed: &Placed) -> String {
+    let (listens, advertises) = match placed.behind {
+        Some((listens, advertises)) => (
+            format!(",BEHIND://127.0.0.1:{listens}"),
+            format!(",BEHIND://127.0.0.1:{advertises}"),
+        ),
+        None => Default::default(),
+    };
     format!(
         "process.roles=broker,controller\n\
          node.id=1\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{listens}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}{advertises}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,BEHIND:PLAINTEXT\n\
          controller.listener.names=CONTROLLER\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
          inter.broker.listener.name=PLAINTEXT\n\
@@ -247,8 +291,10 @@ fn properties(port: u16, controller: u16, data: &Path) -> String {
          transaction.state.log.replication.factor=1\n\
          transaction.state.log.min.isr=1\n\
          share.coordinator.state.topic.replication.factor=1\n\
-         share.coordinator.state.topic.min.isr=1\n",
-        data = data.display()
+         share.coordinator.state.topic.min.isr=1\n\
+         {further}\n",
+        data = data.display(),
+        further = placed.properties
     )
 }
 

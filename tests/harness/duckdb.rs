@@ -5,7 +5,6 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::parts;
 use super::process::{arg, run};
 
 /// Runs `script`, a file of `tests/it/`, and gives the JSON it printed; the error is all that it wrote.
@@ -32,7 +31,7 @@ pub(crate) fn query(python: &Path, lake: &Path, sql: &str) -> Result<Vec<Value>,
 /// The tables that DuckDB reads are those that are there: none in an empty folder.
 #[test]
 fn a_query_without_tables_runs() {
-    let Some(python) = parts::python() else {
+    let Some(python) = super::parts::python() else {
         return;
     };
     let lake = super::folder();

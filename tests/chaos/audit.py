@@ -1,0 +1,60 @@
+"""What is in a lake, against what is true, read by DuckDB and pyarrow; prints JSON.
+
+    audit.py LAKE TRUTH HASHES
+
+TRUTH is the answer of `GET /emulator/truth`. Writes the SHA-256 of every archived body to HASHES, one a
+line. Prints counts: rows of `events` and repeats of one Kafka position among them (`dup_raw`);
+conversations; keys of conversations or communications that are there twice (`dup_view`), that nobody sent
+(`invented`), that are missing, that differ from the truth (`torn`); data files that no version names.
+"""
+
+import json
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "it"))
+
+from compare import TABLES, differences, expected, read_duckdb  # noqa: E402
+from deltalake import DeltaTable  # noqa: E402
+from query import open_lake  # noqa: E402
+
+# So many differences are shown; the rest is counted.
+SHOWN = 5
+
+
+def orphans(table: Path) -> int:
+    """Data files that the newest version does not name."""
+    live = {unquote(path) for path in DeltaTable(str(table)).get_add_actions(flatten=True).column("path").to_pylist()}
+    files = (str(path.relative_to(table)) for path in table.rglob("*.parquet"))
+    return sum(1 for name in files if not name.startswith("_delta_log") and name not in live)
+
+
+def main() -> None:
+    lake, truth_file, hashes = sys.argv[1:]
+    connection = open_lake(lake)
+    report = {}
+    events, positions = connection.execute(
+        "SELECT count(*), count(DISTINCT (kafka_partition, kafka_offset)) FROM events"
+    ).fetchone()
+    report |= {"events": events, "dup_raw": events - positions}
+    bodies = connection.execute("SELECT DISTINCT sha256(body) FROM events").fetchall()
+    Path(hashes).write_text("".join(f"{hash}\n" for (hash,) in bodies))
+    wanted = expected(json.loads(Path(truth_file).read_text()))
+    counts = dict.fromkeys(("dup_view", "missing", "invented", "torn"), 0)
+    shown = []
+    for table in TABLES:
+        rows = read_duckdb(connection, table)
+        report[table] = len(rows)
+        for found in differences(table, rows, wanted[table]):
+            kind = {"missing": "missing", "invented": "invented", "different": "torn"}
+            counts[kind.get(found["is"], "dup_view")] += 1
+            shown.append({"table": table} | found)
+    report |= counts | {"first": shown[:SHOWN]}
+    tables = [Path(lake) / name for name in ("communications", "conversations", "events")]
+    report["orphans"] = sum(orphans(table) for table in tables)
+    json.dump(report, sys.stdout, default=str)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+//! Faults that are changes of data: of a group's offsets, of a topic, of the lake's files, of the API.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::json;
+
+use crate::harness::duckdb::run_script;
+use crate::harness::process::arg;
+use crate::harness::until;
+use crate::plan::{Edit, Offsets};
+use crate::rig::{Rig, named};
+use crate::world::{PARTITIONS, topics};
+
+/// Longest answer of a broker.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time until a group whose members were killed has none.
+const EMPTY_LIMIT: Duration = Duration::from_secs(60);
+
+/// The two groups of the row's workers.
+fn groups(rig: &Rig<'_>) -> [String; 2] {
+    ["archive", "enricher"].map(|work| format!("{}-{work}", rig.topic))
+}
+
+fn consumer(rig: &mut Rig<'_>, group: &str) -> BaseConsumer {
+    let mut config = rig.cluster().kafka.config();
+    config.set("group.id", group).create().unwrap()
+}
+
+fn partitions(rig: &Rig<'_>, offset: Offset) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        list.add_partition_offset(&rig.topic, partition, offset)
+            .unwrap();
+    }
+    list
+}
+
+/// Kafka's own offsets of the archive's group, which are written after the lake has them.
+pub(crate) fn hints(rig: &mut Rig<'_>) -> BTreeMap<i32, i64> {
+    if rig.lake.is_none() {
+        return BTreeMap::new();
+    }
+    let [archive, _] = groups(rig);
+    let list = partitions(rig, Offset::Invalid);
+    let committed = consumer(rig, &archive)
+        .committed_offsets(list, ANSWER_LIMIT)
+        .unwrap();
+    let known = committed
+        .elements()
+        .into_iter()
+        .filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((element.partition(), offset)),
+            _ => None,
+        });
+    known.collect()
+}
+
+/// Sets what Kafka believes the groups have read; their members must be gone.
+pub(crate) async fn offsets(rig: &mut Rig<'_>, offsets: Offsets) {
+    for group in groups(rig) {
+        match offsets {
+            Offsets::Deleted => {
+                let admin: AdminClient<_> = rig.cluster().kafka.config().create().unwrap();
+                until("the group is deleted", EMPTY_LIMIT, async || {
+                    let deleted = admin.delete_groups(&[&group], &AdminOptions::new()).await;
+                    match deleted.map_err(|error| error.to_string())?.pop() {
+                        Some(Err((_, code))) => Err(code.to_string()),
+                        Some(Ok(_)) | None => Ok(()),
+                    }
+                })
+                .await;
+            }
+            Offsets::AtStart | Offsets::AtEnd => {
+                let offset = if offsets == Offsets::AtStart {
+                    Offset::Offset(0)
+                } else {
+                    Offset::End
+                };
+                let list = match offset {
+                    Offset::End => ends(rig, &group),
+                    start => partitions(rig, start),
+                };
+                let consumer = consumer(rig, &group);
+                until("the offsets are set", EMPTY_LIMIT, async || {
+                    consumer
+                        .commit(&list, CommitMode::Sync)
+                        .map_err(|error| error.to_string())
+                })
+                .await;
+            }
+        }
+    }
+}
+
+fn ends(rig: &mut Rig<'_>, group: &str) -> TopicPartitionList {
+    let consumer = consumer(rig, group);
+    let mut list = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        let (_, high) = consumer
+            .fetch_watermarks(&rig.topic, partition, ANSWER_LIMIT)
+            .unwrap();
+        list.add_partition_offset(&rig.topic, partition, Offset::Offset(high))
+            .unwrap();
+    }
+    list
+}
+
+/// Records that no receiver would have written: not JSON, no ids, a megabyte of depth.
+pub(crate) async fn poison(rig: &mut Rig<'_>, count: u32) {
+    let producer: FutureProducer = rig.cluster().kafka.config().create().unwrap();
+    for n in 0..count {
+        let value = match n % 3 {
+            0 => format!("\u{0} not JSON {n}"),
+            1 => format!("{{\"eventType\":\"CONVERSATION_CREATED\",\"n\":{n}}}"),
+            _ => format!("{n}{}", "[".repeat(500_000)),
+        };
+        rig.planted.insert(named(value.as_bytes()));
+        let key = format!("poison-{n}");
+        let record = FutureRecord::to(&rig.topic).key(&key).payload(&value);
+        producer.send(record, ANSWER_LIMIT).await.unwrap();
+    }
+    rig.times += u64::from(count);
+}
+
+/// Events whose timestamps no calendar of ours is made for.
+pub(crate) async fn odd_times(rig: &mut Rig<'_>, count: u32) {
+    let producer: FutureProducer = rig.cluster().kafka.config().create().unwrap();
+    for n in 0..count {
+        let time = ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"][n as usize % 2];
+        let id = format!("odd-{n}");
+        let value =
+            json!({"eventType": "CONVERSATION_CREATED", "timestamp": time, "data": {"id": id}})
+                .to_string();
+        rig.planted.insert(named(value.as_bytes()));
+        let record = FutureRecord::to(&rig.topic).key(&id).payload(&value);
+        producer.send(record, ANSWER_LIMIT).await.unwrap();
+    }
+    rig.times += u64::from(count);
+}
+
+fn admin(rig: &mut Rig<'_>) -> AdminClient<DefaultClientContext> {
+    rig.cluster().kafka.config().create().unwrap()
+}
+
+async fn delete_topics(rig: &mut Rig<'_>, names: &[&str]) {
+    let deleted = admin(rig).delete_topics(names, &AdminOptions::new()).await;
+    for result in deleted.unwrap() {
+        result.unwrap();
+    }
+}
+
+/// Makes the named topics; Kafka deletes in the background, so it is tried until it may be.
+async fn make_topics(rig: &mut Rig<'_>, names: &[&str]) {
+    let admin = admin(rig);
+    until("topics can be made", EMPTY_LIMIT, async || {
+        let new = names
+            .iter()
+            .map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
+        let new: Vec<_> = new.collect();
+        let made = admin.create_topics(&new, &AdminOptions::new()).await;
+        let made = made.map_err(|error| error.to_string())?;
+        match made.into_iter().find_map(Result::err) {
+            Some((_, RDKafkaErrorCode::TopicAlreadyExists)) | None => Ok(()),
+            Some((name, code)) => Err(format!("{name}: {code}")),
+        }
+    })
+    .await;
+}
+
+/// The row's topics with nothing in them, under the same names.
+pub(crate) async fn recreate_topics(rig: &mut Rig<'_>) {
+    let names = topics(&rig.topic);
+    let names = names.each_ref().map(String::as_str);
+    delete_topics(rig, &names).await;
+    make_topics(rig, &names).await;
+    // A broker that has not quite deleted them says that they exist; then they are made once more.
+    make_topics(rig, &names).await;
+    rig.times += 1;
+}
+
+/// Takes everything out of the topic of events that is in it.
+pub(crate) async fn retention(rig: &mut Rig<'_>) {
+    let [archive, _] = groups(rig);
+    let topic = rig.topic.clone();
+    let records = rig.cluster().kafka.records(&topic);
+    rig.excused
+        .extend(records.iter().map(|record| named(&record.value)));
+    let ends = ends(rig, &archive);
+    admin(rig)
+        .delete_records(&ends, &AdminOptions::new())
+        .await
+        .unwrap();
+    rig.times += 1;
+}
+
+pub(crate) async fn drop_dead_letters(rig: &mut Rig<'_>) {
+    let [_, _, dead] = topics(&rig.topic);
+    delete_topics(rig, &[&dead]).await;
+}
+
+pub(crate) async fn make_dead_letters(rig: &mut Rig<'_>) {
+    let [_, _, dead] = topics(&rig.topic);
+    make_topics(rig, &[&dead]).await;
+    rig.over();
+}
+
+/// Changes files of the lake.
+pub(crate) fn lake(rig: &mut Rig<'_>, what: Edit) {
+    let lake = rig.lake_path();
+    let log = lake.join("events/_delta_log");
+    match what {
+        Edit::StrayFiles => {
+            std::fs::write(log.join("00000000000000009999.json#1"), "{\"commitInfo\":").unwrap();
+            std::fs::write(lake.join("events/stray.parquet#2"), "PAR1").unwrap();
+        }
+        Edit::Compact => {
+            for table in ["communications", "conversations", "events"] {
+                let table = lake.join(table);
+                // One that loses to our commits gives up, as it should.
+                if let Err(why) =
+                    run_script(rig.world.python, "delta_rs.py", &[arg(&table), "compact"])
+                {
+                    let lost = why.contains("CommitFailed")
+                        || why.contains("conflict")
+                        || why.contains("Conflict");
+                    assert!(lost, "{why}");
+                }
+            }
+        }
+        Edit::Empty => {
+            let watched = rig.watched().expect("a row with workers is watched");
+            assert_eq!(watched["broken"], json!([]));
+            std::fs::remove_dir_all(&lake).unwrap();
+            rig.watch();
+        }
+    }
+    rig.times += 1;
+}

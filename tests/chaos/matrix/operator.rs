@@ -1,0 +1,79 @@
+//! Clocks, and people.
+
+use super::secs;
+use crate::plan::{Case, Claim, Plan, Row, STEADY, Stand, Step, Under, WHOLE};
+
+const DAY: i64 = 86_400;
+const HOUR: i64 = 3_600;
+
+pub(super) static ROWS: &[Row] = &[
+    Row {
+        id: "W1",
+        place: "clock",
+        fault: "a day ahead, then an hour back, then right again",
+        must: "once and whole; no storm of commits",
+        plan: Plan::Run(Case {
+            stand: Stand {
+                receiver_under: Under::Preload,
+                worker_under: Under::Preload,
+                ..WHOLE
+            },
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(100, secs(30)),
+                Step::Clock(DAY),
+                Step::Sent(100, secs(30)),
+                Step::Clock(-HOUR),
+                Step::Sent(100, secs(30)),
+                Step::Clock(0),
+            ],
+            claims: &[Claim::Lives],
+        }),
+    },
+    Row {
+        id: "W2",
+        place: "clock",
+        fault: "events dated 1970 and 9999",
+        must: "kept; they make no folders of their own",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(50, secs(20)),
+                Step::OddTimes(20),
+                Step::Sent(50, secs(20)),
+            ],
+            claims: &[Claim::Days(2), Claim::Lives],
+        }),
+    },
+    Row {
+        id: "O1",
+        place: "operator",
+        fault: "the signing key is rotated: old, both, new alone",
+        must: "no good callback is forbidden while both are valid; the old key is afterwards",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(50, secs(20)),
+                Step::Keys("sha1:new,sha1:{old}"),
+                Step::Sent(100, secs(20)),
+                Step::NoneForbidden,
+                Step::Keys("sha1:new"),
+                Step::Forbidden(secs(20)),
+                Step::Keys("sha1:new,sha1:{old}"),
+            ],
+            claims: &[],
+        }),
+    },
+    Row {
+        id: "O5",
+        place: "all",
+        fault: "random faults for an hour",
+        must: "everything",
+        plan: Plan::NotRun("longer than a release run; run rows in a loop with other seeds"),
+    },
+];

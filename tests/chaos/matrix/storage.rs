@@ -1,0 +1,113 @@
+//! The lake's files and log.
+
+use super::secs;
+use crate::plan::{Case, Claim, Edit, Medium, Place, Plan, Row, STEADY, Stand, Step, WHOLE, Who};
+
+pub(super) static ROWS: &[Row] = &[
+    Row {
+        id: "S1",
+        place: "storage",
+        fault: "the answer to a commit is lost, repeated, or never sent",
+        must: "found in the log, never committed twice",
+        plan: Plan::Tested(&[
+            "lake::tests::faults::a_lost_answer",
+            "lake::tests::interleavings",
+        ]),
+    },
+    Row {
+        id: "S2",
+        place: "storage",
+        fault: "disk full for 6 s, then room",
+        must: "no version without its files; goes on, or ends and is started again",
+        plan: Plan::Run(Case {
+            stand: Stand {
+                lake: Medium::Memory(96),
+                ..WHOLE
+            },
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(200, secs(30)),
+                Step::Fill(Place::Lake),
+                Step::During(secs(6)),
+                Step::Free(Place::Lake),
+                Step::During(secs(2)),
+                Step::Start(Who::Worker),
+                Step::Sent(100, secs(30)),
+            ],
+            claims: &[],
+        }),
+    },
+    Row {
+        id: "S3",
+        place: "storage",
+        fault: "two workers, and delta-rs compacting their tables again and again",
+        must: "once and whole; conflicts are resolved",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(200, secs(30)),
+                Step::Edit(Edit::Compact),
+                Step::Sent(100, secs(30)),
+                Step::Edit(Edit::Compact),
+                Step::Sent(100, secs(30)),
+                Step::Edit(Edit::Compact),
+            ],
+            claims: &[Claim::Lives],
+        }),
+    },
+    Row {
+        id: "S4",
+        place: "storage",
+        fault: "an empty or torn pointer to the checkpoint, entries below it cleaned up",
+        must: "opened by listing",
+        plan: Plan::Tested(&["lake::tests::faults::hundreds_of_commits"]),
+    },
+    Row {
+        id: "S5",
+        place: "storage",
+        fault: "stray temporary files of a killed writer in data and log",
+        must: "ignored, by us and by others",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(100, secs(30)),
+                Step::Edit(Edit::StrayFiles),
+                Step::Gone(Who::Worker),
+                Step::Start(Who::Worker),
+                Step::Sent(100, secs(30)),
+            ],
+            claims: &[Claim::Lives],
+        }),
+    },
+    Row {
+        id: "S8",
+        place: "storage",
+        fault: "a commit every 100 ms",
+        must: "once and whole; others keep reading",
+        plan: Plan::Run(Case {
+            stand: Stand {
+                worker_flags: &["--flush-interval", "100ms"],
+                ..WHOLE
+            },
+            load: STEADY,
+            before: &[],
+            steps: &[Step::Sent(600, secs(30))],
+            claims: &[Claim::Lives],
+        }),
+    },
+    Row {
+        id: "S9",
+        place: "storage",
+        fault: "entries below the newest checkpoint are deleted, the table is opened anew",
+        must: "rows and positions are kept; a writer that slept through it is refused the gap",
+        plan: Plan::Tested(&[
+            "lake::tests::faults::hundreds_of_commits",
+            "lake::tests::faults::a_commit_on_a_version",
+        ]),
+    },
+];
