@@ -13,11 +13,8 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::Invalid;
-<<<<<<< HEAD
-use crate::ingest::Gap;
-=======
 use crate::emulator::PartialFields;
->>>>>>> main
+use crate::ingest::Gap;
 use crate::replay::Source;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;

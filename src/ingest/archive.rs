@@ -11,12 +11,9 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Dead, Outcome, Work};
-<<<<<<< HEAD
 use crate::announce::Why;
-=======
 #[cfg(feature = "sabotage")]
 use crate::config::sabotage::{self, Sabotage};
->>>>>>> main
 use crate::event::{CallbackEvent, header};
 use crate::lake::{Commit, Lake, LakeError, Position, Table};
 use crate::lifecycle::Clock;

@@ -19,6 +19,7 @@
 //! is joined anew, [`REFUSALS_IN_A_ROW`] times at most.
 
 pub mod archive;
+mod cause;
 pub mod enricher;
 mod identity;
 mod membership;
