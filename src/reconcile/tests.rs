@@ -209,3 +209,70 @@ fn what_becomes_of_a_conversation_depends_on_the_lake_and_on_its_age() {
         assert_eq!(judge(complete, age, grace), Judged::Complete);
     }
 }
+
+/// Three that stay ACTIVE, for three reasons; one young, one gone meanwhile. Lists leave times out.
+#[tokio::test]
+async fn what_stays_active_is_named_with_the_cause_in_its_configuration() {
+    use crate::api::scripted::{Server, error, ok};
+    use serde_json::json;
+
+    let item = |id: &str, configuration: &str, updated: Option<&str>| json!({"id": id, "status": "ACTIVE", "configurationId": configuration, "updatedAt": updated});
+    let server = Server::start(move |seen, _| match seen.path() {
+        "/v2/Conversations" if seen.query("pageToken").is_none() => {
+            assert_eq!(seen.query("status").as_deref(), Some("ACTIVE"));
+            ok(&json!({
+                "conversations": [
+                    item("old", "half", Some("2026-01-01T00:00:00Z")),
+                    item("timeless", "none", None),
+                    item("deleted", "none", None),
+                ],
+                "meta": {"nextToken": "t2"},
+            }))
+        }
+        "/v2/Conversations" => ok(&json!({
+            "conversations": [
+                item("young", "half", Some("2026-01-09T23:00:01Z")),
+                item("lost", "gone", Some("2026-01-01T00:00:00Z")),
+                item("again", "half", Some("2026-01-02T00:00:00Z")),
+            ],
+            "meta": {"nextToken": null},
+        })),
+        "/v2/Conversations/timeless" => ok(&item("timeless", "none", Some("2026-01-03T00:00:00Z"))),
+        "/v2/ControlPlane/Configurations/half" => ok(&json!({
+            "id": "half",
+            "channelSettings": {"SMS": {"statusTimeouts": {"closed": 60}}, "VOICE": {}},
+            "statusCallbacks": [{"url": "https://hooks.example.test/canary", "method": "POST"}],
+        })),
+        "/v2/ControlPlane/Configurations/none" => ok(&json!({"id": "none", "channelSettings": {}})),
+        _ => error(404),
+    })
+    .await;
+    let credentials = api::Credentials::new("AC1", "token");
+    let mut settings = api::Settings::new(server.url.clone(), credentials);
+    settings.requests_per_second = NonZeroU32::new(100_000).unwrap();
+    let api = Api::new(settings, Clock::system()).unwrap();
+    let now: Timestamp = "2026-01-10T00:00:00Z".parse().unwrap();
+    let hour = Duration::from_secs(3_600);
+    let found = active::overdue(&api, hour, now).await.unwrap();
+    let causes: Vec<(&str, &str)> = (found.iter())
+        .map(|active| (&*active.conversation_id, &*active.cause))
+        .collect();
+    for ((id, part), (found, cause)) in [
+        ("old", "no statusTimeouts.closed for VOICE"),
+        ("timeless", "no statusCallbacks"),
+        ("lost", "does not exist"),
+        ("again", "no statusTimeouts.closed for VOICE"),
+    ]
+    .into_iter()
+    .zip(&causes)
+    {
+        assert_eq!(id, *found);
+        assert!(cause.contains(part), "{part}: {cause}");
+    }
+    assert_eq!(found.len(), 4, "{causes:?}");
+    let asked = server.seen();
+    let configurations = asked
+        .iter()
+        .filter(|seen| seen.path().contains("Configurations"));
+    assert_eq!(configurations.count(), 3, "each is asked for once");
+}

@@ -87,11 +87,6 @@ async fn an_accepted_gap_is_passed_over_once_and_nothing_beside_it() {
     }
 }
 
-fn sorted(mut rows: Vec<String>) -> Vec<String> {
-    rows.sort();
-    rows
-}
-
 /// A zombie holds a batch while another owner takes over: whatever it looks at meanwhile, and whenever, its commit
 /// is refused, because it starts from the position that its batch was read from.
 #[tokio::test]

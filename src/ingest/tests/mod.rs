@@ -230,6 +230,12 @@ fn close(id: &str) -> String {
     )
 }
 
+/// Files are read in no order of their writing.
+fn sorted(mut rows: Vec<String>) -> Vec<String> {
+    rows.sort();
+    rows
+}
+
 /// A created event, which the archive keeps and the enricher passes over.
 fn opened(id: &str) -> String {
     format!(r#"{{"eventType":"CONVERSATION_CREATED","data":{{"id":"{id}"}}}}"#)
