@@ -302,7 +302,7 @@ async fn members_that_come_and_go_lose_and_double_nothing() {
         }
         while members.len() > wanted {
             let member = members.remove(0);
-            if members.len() % 2 == 0 {
+            if members.len().is_multiple_of(2) {
                 member.end().await.unwrap();
             } else {
                 // Dropped in the middle of whatever it does.
