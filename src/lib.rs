@@ -14,6 +14,7 @@ pub mod lake;
 pub mod receive;
 pub mod reconcile;
 pub mod replay;
+pub mod spool;
 pub mod table;
 pub mod topic;
 pub mod verify;
