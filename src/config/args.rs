@@ -253,7 +253,7 @@ pub struct ServiceArgs {
     /// Accept PATCH of a configuration, which the SDKs know and the service denies.
     #[arg(long)]
     pub allow_configuration_patch: bool,
-    /// Conversations kept in memory; past it the ones that closed first are forgotten. Without it 50,000, or
+    /// Conversations kept in memory; past it the ones that closed first are forgotten. Without it 20,000, or
     /// --conversations where that is more.
     #[arg(long, value_name = "N")]
     pub keep_conversations: Option<usize>,
