@@ -362,36 +362,33 @@ impl Shared {
         changed.await
     }
 
-    /// Does `change` after everything that is due by `at`, and queues what both announce.
+    /// Does `change` after everything that is due by `at`, and queues what both announce. Whoever gives up
+    /// before there is room for that has changed nothing.
     async fn change<T>(
         &self,
         at: Timestamp,
         change: impl FnOnce(&mut State) -> (T, Vec<Effect>),
     ) -> T {
-        let (result, effects) = {
-            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            let ticked = state.apply(Command::Tick, at);
-            let mut effects = ticked.expect("a tick is never refused").effects;
-            let (result, more) = change(&mut state);
-            effects.extend(more);
-            let due = state.due();
-            self.due.send_if_modified(|known| {
-                let changed = *known != due;
-                *known = due;
-                changed
-            });
-            if state.tally().evicted > 0 && !self.evicts.swap(true, Ordering::Relaxed) {
-                tracing::info!(
-                    keep_conversations = state.keep_conversations(),
-                    "the emulator keeps no more conversations: from here on those that closed first leave memory"
-                );
-            }
-            (result, effects)
-        };
-        for effect in effects {
-            match effect {
-                Effect::Announce(announcement) => self.outbox.announce(announcement).await,
-            }
+        self.outbox.room().await;
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let ticked = state.apply(Command::Tick, at);
+        let mut effects = ticked.expect("a tick is never refused").effects;
+        let (result, more) = change(&mut state);
+        effects.extend(more);
+        for Effect::Announce(announcement) in effects {
+            self.outbox.announce(announcement);
+        }
+        let due = state.due();
+        self.due.send_if_modified(|known| {
+            let changed = *known != due;
+            *known = due;
+            changed
+        });
+        if state.tally().evicted > 0 && !self.evicts.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                keep_conversations = state.keep_conversations(),
+                "the emulator keeps no more conversations: from here on those that closed first leave memory"
+            );
         }
         result
     }

@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::state::Announcement;
 use crate::signature::SigningKey;
@@ -29,7 +29,8 @@ use crate::signature::SigningKey;
 pub(crate) use self::log::{Attempt, Delivery, Filter, Log};
 pub(crate) use self::queue::Sender;
 
-/// Announcements that wait to be sent; a full queue holds traffic and requests back.
+/// Announcements that wait to be sent; a full queue holds traffic and requests back before they change
+/// anything. What one of them announces is queued as a whole, so that it can be a little more.
 const QUEUE_ANNOUNCEMENTS: usize = 1_024;
 /// Longest time that a try goes on after the stop: half of the drain deadline.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -53,25 +54,64 @@ pub(crate) struct Settings {
 /// The way in: announcements are left here. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
-    queue: mpsc::Sender<Announcement>,
+    queue: mpsc::UnboundedSender<Announcement>,
+    /// How many are in the queue.
+    queued: Arc<watch::Sender<usize>>,
     log: Arc<Log>,
+}
+
+/// The way out.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    queue: mpsc::UnboundedReceiver<Announcement>,
+    queued: Arc<watch::Sender<usize>>,
+}
+
+impl Waiting {
+    /// The next announcement. Nothing is lost where somebody stops waiting for it.
+    pub(crate) async fn recv(&mut self) -> Option<Announcement> {
+        let announcement = self.queue.recv().await?;
+        self.queued.send_modify(|count| *count -= 1);
+        Some(announcement)
+    }
+
+    /// Takes no more.
+    pub(crate) fn close(&mut self) {
+        self.queue.close();
+    }
 }
 
 impl Outbox {
     /// An empty outbox, and the queue that [`Sender::send_all`] empties.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Announcement>) {
-        let (queue, waiting) = mpsc::channel(QUEUE_ANNOUNCEMENTS);
+    pub(crate) fn new() -> (Self, Waiting) {
+        let (queue, waiting) = mpsc::unbounded_channel();
+        let queued = Arc::new(watch::Sender::new(0));
+        let waiting = Waiting {
+            queue: waiting,
+            queued: Arc::clone(&queued),
+        };
         let log = Arc::new(Log::default());
-        (Outbox { queue, log }, waiting)
+        (Outbox { queue, queued, log }, waiting)
     }
 
-    /// Queues `announcement`, waiting for room. After a stop it is dropped.
-    pub(crate) async fn announce(&self, announcement: Announcement) {
+    /// Waits for room; whoever changes anything does so first. After a stop there is always some.
+    pub(crate) async fn room(&self) {
+        let mut queued = self.queued.subscribe();
+        tokio::select! {
+            _ = queued.wait_for(|count| *count < QUEUE_ANNOUNCEMENTS) => {}
+            () = self.queue.closed() => {}
+        }
+    }
+
+    /// Queues `announcement`. It takes no time, so that it can be done together with the change that it tells
+    /// of, in the order of changes, and whether or not somebody waits for an answer. After a stop it is dropped.
+    pub(crate) fn announce(&self, announcement: Announcement) {
+        self.queued.send_modify(|count| *count += 1);
         let deliveries = announcement.callbacks.len() as u64;
         self.log
             .outstanding
             .send_modify(|count| *count += deliveries);
-        if self.queue.send(announcement).await.is_err() {
+        if self.queue.send(announcement).is_err() {
             self.log
                 .outstanding
                 .send_modify(|count| *count -= deliveries);

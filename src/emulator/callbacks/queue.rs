@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::Settings;
 use super::log::Delivery;
 use super::overrides::Overrides;
 use super::send::{Client, NoClient, uuid};
+use super::{Settings, Waiting};
 use crate::emulator::Shared;
 use crate::emulator::faults::{CallbackFault, Told};
 use crate::emulator::seeds;
@@ -75,7 +74,7 @@ impl Sender {
     }
 
     /// Sends everything in `waiting` until the stop.
-    pub(crate) async fn send_all(self, mut waiting: mpsc::Receiver<Announcement>) {
+    pub(crate) async fn send_all(self, mut waiting: Waiting) {
         let stop = self.shared.stop.clone();
         let sender = Arc::new(self);
         let mut queue = Queue::default();

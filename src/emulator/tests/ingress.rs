@@ -205,6 +205,47 @@ async fn unattended() -> Arc<Shared> {
     shared
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_given_up_is_either_announced_or_did_not_happen() {
+    let (outbox, mut waiting) = Outbox::new();
+    let options = Options {
+        callback_url: Some(PUBLIC_URL.to_owned()),
+        ..quiet()
+    };
+    let address = ([127, 0, 0, 1], 1).into();
+    let clock = Clock::from_fn(running_clock);
+    let shared = Shared::new(options, clock, outbox, address, Stop::new());
+    let patience = Duration::from_secs(1);
+    let mut opened = 0;
+    loop {
+        let open = Command::Open {
+            id: format!("v{opened}").into(),
+            configuration_id: configuration::CONFIGURATION_ID.into(),
+            name: None,
+            metadata: BTreeMap::new(),
+            participants: Vec::new(),
+        };
+        let carried_out = shared.carry_out(open, base());
+        match timeout(patience, carried_out).await {
+            Ok(id) => assert_eq!(*id.unwrap(), *format!("v{opened}")),
+            Err(_) => break,
+        }
+        opened += 1;
+    }
+    assert!(opened > 1_000, "{opened}");
+    assert_eq!(
+        shared.counts().conversations,
+        opened,
+        "given up: nothing happened"
+    );
+    let mut announced = Vec::new();
+    while let Ok(announcement) = timeout(patience, waiting.recv()).await {
+        announced.push(announcement.unwrap().conversation_id);
+    }
+    let expected: Vec<Arc<str>> = (0..opened).map(|n| format!("v{n}").into()).collect();
+    assert_eq!(announced, expected, "each once, in the order of changes");
+}
+
 /// The conversation that a customer's message went into.
 async fn written(shared: &Shared) -> Arc<str> {
     let message = state::ingest::Message {
