@@ -12,6 +12,7 @@ pub mod ingest;
 pub mod lake;
 pub mod receive;
 pub mod replay;
+pub mod spool;
 pub mod table;
 pub mod topic;
 pub mod verify;

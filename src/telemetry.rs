@@ -5,12 +5,13 @@
 //! words, and no id is ever a label.
 //!
 //! Guarantees: `/livez` answers while the process can answer at all; `/readyz` is 200 only when every
-//! dependency is up, and names those that are not, with the reason. Logs go to standard error.
+//! dependency, or what stands in for it, is up, and names those that are not, with the reason. Logs go to
+//! standard error.
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -50,6 +51,14 @@ metrics_table! {
     Counter RECORDS_PUBLISHED = "convolake_records_published_total", "Records that Kafka acknowledged, by topic kind.";
     Counter PUBLISH_FAILURES = "convolake_publish_failures_total", "Records that Kafka did not acknowledge, by reason.";
     Counter PRODUCER_REBUILDS = "convolake_producer_rebuilds_total", "Producers replaced after a fatal error.";
+    Gauge SPOOL_RECORDS = "convolake_spool_records", "Records that the spool holds.";
+    Gauge SPOOL_BYTES = "convolake_spool_bytes", "Bytes of the records that the spool holds; its file is larger.";
+    Gauge SPOOL_OLDEST_SECONDS = "convolake_spool_oldest_age_seconds", "Age of the oldest record that the spool holds, 0 where it is empty.";
+    Counter SPOOL_WRITTEN = "convolake_spool_written_records_total", "Records that the spool made durable.";
+    Counter SPOOL_DRAINED = "convolake_spool_drained_records_total", "Records that left the spool because Kafka has them.";
+    Counter SPOOL_REFUSED = "convolake_spool_refused_records_total", "Records that the spool did not take, by reason (full, busy, down, closed).";
+    Counter SPOOL_SET_ASIDE = "convolake_spool_set_aside_files_total", "Damaged or foreign files of the spool that were set aside.";
+    Counter SPOOL_SWITCHES = "convolake_spool_switches_total", "Changes of the way that callbacks go first, by where it leads (kafka, spool).";
     Counter RECORDS_CONSUMED = "convolake_records_consumed_total", "Records read, by group.";
     Gauge IN_FLIGHT_BYTES = "convolake_in_flight_bytes", "Bytes of records read and not yet durable, by group.";
     Gauge CONSUMER_LAG = "convolake_consumer_lag_records", "Records between the lake's position and the end of the topic, by group.";
@@ -144,7 +153,17 @@ pub async fn fold_metrics(metrics: PrometheusHandle, stop: Stop) -> anyhow::Resu
 /// The dependencies of a process and whether each is up. Shared: written by the part that knows, read by
 /// `/readyz`.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Known>>>);
+
+/// What is known of a dependency.
+#[derive(Debug, Clone)]
+struct Known {
+    up: Result<(), String>,
+    /// What to look at although it is up.
+    note: Option<String>,
+    /// Another that does its work while it is down.
+    stands_in: Option<&'static str>,
+}
 
 impl Readiness {
     /// No dependency yet: ready.
@@ -154,29 +173,63 @@ impl Readiness {
 
     /// Adds a dependency, which is down until it says otherwise.
     pub fn dependency(&self, name: &'static str) -> Dependency {
-        self.set(name, Err("not connected yet".to_owned()));
+        self.set(name, Err(NOT_YET.to_owned()), None);
         Dependency {
             name,
             readiness: self.clone(),
         }
     }
 
-    /// Those that are down, with the reason.
+    /// Adds two dependencies of which one is enough.
+    pub fn either(&self, names: [&'static str; 2]) -> [Dependency; 2] {
+        let dependencies = names.map(|name| self.dependency(name));
+        let mut state = self.lock();
+        for (name, other) in [(names[0], names[1]), (names[1], names[0])] {
+            if let Some(known) = state.get_mut(name) {
+                known.stands_in = Some(other);
+            }
+        }
+        drop(state);
+        dependencies
+    }
+
+    /// Those that are down and have nothing that stands in, with the reason.
     pub fn missing(&self) -> Vec<(&'static str, String)> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.lock();
+        let is_up = |name: &str| state.get(name).is_some_and(|known| known.up.is_ok());
         state
             .iter()
-            .filter_map(|(name, up)| Some((*name, up.as_ref().err()?.clone())))
+            .filter(|(_, known)| !known.stands_in.is_some_and(is_up))
+            .filter_map(|(name, known)| Some((*name, known.up.as_ref().err()?.clone())))
             .collect()
     }
 
-    fn set(&self, name: &'static str, up: Result<(), String>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = state.insert(name, up.clone());
+    /// What is down or noted, whether or not something stands in.
+    pub fn remarks(&self) -> Vec<(&'static str, String)> {
+        let state = self.lock();
+        let remark = |known: &Known| known.up.clone().err().or_else(|| known.note.clone());
+        (state.iter())
+            .filter_map(|(name, known)| Some((*name, remark(known)?)))
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Known>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, name: &'static str, up: Result<(), String>, note: Option<String>) {
+        let mut state = self.lock();
+        let stands_in = state.get(name).and_then(|known| known.stands_in);
+        let known = Known {
+            up: up.clone(),
+            note,
+            stands_in,
+        };
+        let before = state.insert(name, known).map(|known| known.up);
         drop(state);
         match (before, up) {
             (Some(Err(_)), Ok(())) => tracing::info!(dependency = name, "dependency is up"),
-            (Some(Ok(())) | None, Err(reason)) if before_was_up(&reason) => {
+            (Some(Ok(())) | None, Err(reason)) if reason != NOT_YET => {
                 tracing::warn!(dependency = name, reason, "dependency is down");
             }
             _ => {}
@@ -184,9 +237,8 @@ impl Readiness {
     }
 }
 
-fn before_was_up(reason: &str) -> bool {
-    reason != "not connected yet"
-}
+/// Why a dependency is down that has not been looked at.
+const NOT_YET: &str = "not connected yet";
 
 /// One dependency's switch.
 #[derive(Debug, Clone)]
@@ -198,12 +250,17 @@ pub struct Dependency {
 impl Dependency {
     /// It answers.
     pub fn up(&self) {
-        self.readiness.set(self.name, Ok(()));
+        self.readiness.set(self.name, Ok(()), None);
+    }
+
+    /// It answers, and there is something to look at.
+    pub fn up_with(&self, note: Option<String>) {
+        self.readiness.set(self.name, Ok(()), note);
     }
 
     /// It does not; `reason` is shown to the operator.
     pub fn down(&self, reason: impl Into<String>) {
-        self.readiness.set(self.name, Err(reason.into()));
+        self.readiness.set(self.name, Err(reason.into()), None);
     }
 }
 
@@ -258,14 +315,18 @@ async fn readyz(State(ops): State<Ops>) -> impl IntoResponse {
     if ops.stop.is_requested() {
         missing.push(("process", "stopping".to_owned()));
     }
+    let lines = |known: Vec<(&str, String)>| -> String {
+        (known.iter())
+            .map(|(name, reason)| format!("{name}: {reason}\n"))
+            .collect()
+    };
     if missing.is_empty() {
-        return (StatusCode::OK, "ready\n".to_owned());
+        return (
+            StatusCode::OK,
+            format!("ready\n{}", lines(ops.readiness.remarks())),
+        );
     }
-    let lines = missing
-        .iter()
-        .map(|(name, reason)| format!("{name}: {reason}\n"))
-        .collect();
-    (StatusCode::SERVICE_UNAVAILABLE, lines)
+    (StatusCode::SERVICE_UNAVAILABLE, lines(missing))
 }
 
 async fn render(State(ops): State<Ops>) -> impl IntoResponse {
@@ -308,5 +369,25 @@ mod tests {
         kafka.up();
         lake.down("disk full");
         assert_eq!(readiness.missing(), [("lake", "disk full".to_owned())]);
+    }
+
+    #[test]
+    fn one_of_two_is_enough_and_the_other_is_named() {
+        let readiness = Readiness::new();
+        let [kafka, spool] = readiness.either(["kafka", "spool"]);
+        assert_eq!(readiness.missing().len(), 2);
+        spool.up();
+        kafka.down("no answer");
+        assert_eq!(readiness.missing(), []);
+        assert_eq!(readiness.remarks(), [("kafka", "no answer".to_owned())]);
+        spool.down("disk full");
+        assert_eq!(readiness.missing().len(), 2);
+        kafka.up();
+        spool.up_with(Some("1 file set aside".to_owned()));
+        assert_eq!(readiness.missing(), []);
+        assert_eq!(
+            readiness.remarks(),
+            [("spool", "1 file set aside".to_owned())]
+        );
     }
 }

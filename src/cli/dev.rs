@@ -297,6 +297,7 @@ async fn start_receiver(
         verifier: Verifier::new(public_url.clone(), secrets.signing_keys()?)?,
         topics: topics.clone(),
         max_connections: 1024,
+        spool: None,
     };
     let (publisher, clock, stop) = (publisher.clone(), process.clock, process.stop.clone());
     process.tasks.spawn("receive", async move {

@@ -1,8 +1,12 @@
 //! `convolake receive`: the status-callback endpoint.
 
-use crate::config::Secrets;
+use std::time::Duration;
+
 use crate::config::args::Receive;
+use crate::config::{Invalid, Secrets};
+use crate::lifecycle::{Clock, Stop};
 use crate::signature::Verifier;
+use crate::spool::{self, Spool};
 use crate::topic::{Publisher, Topics};
 use crate::{receive, telemetry, topic};
 
@@ -10,12 +14,34 @@ use super::{
     Exit, KAFKA_CHECK, KAFKA_PAUSE, PUBLISHER_DRAIN, Process, bind, block_on, create_topics, kafka,
 };
 
+/// How often the spool is asked how it is.
+const SPOOL_PAUSE: Duration = Duration::from_millis(500);
+
+/// Longest close of the spool's file after the role has ended: all that was answered is on disk.
+const SPOOL_DRAIN: Duration = Duration::from_millis(500);
+
 pub(super) fn run(args: Receive, secrets: &Secrets) -> anyhow::Result<Exit> {
     let verifier = Verifier::new(args.public_url.clone(), secrets.signing_keys()?)?;
     let (settings, topics) = kafka(&args.kafka)?;
+    // Before the spool, whose thread would otherwise count into nothing.
+    telemetry::start_metrics();
+    let spool = args.spool.as_ref().map(|folder| {
+        Spool::open(&spool::Settings {
+            folder: folder.clone(),
+            max_bytes: args.spool_max_bytes.get(),
+            clock: Clock::system(),
+        })
+    });
+    let spool = spool.transpose().map_err(refused)?;
     // One thread owns connections and acknowledgements: more were measured to be slower.
-    block_on(1, serve(args, verifier, settings, topics))?;
+    block_on(1, serve(args, verifier, settings, topics, spool))?;
     Ok(Exit::Done)
+}
+
+/// A spool that cannot be used is wrong use, like any other setting.
+fn refused(error: spool::Error) -> Invalid {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+    Invalid(format!("{error}{}", cause.unwrap_or_default()))
 }
 
 async fn serve(
@@ -23,13 +49,25 @@ async fn serve(
     verifier: Verifier,
     settings: topic::Settings,
     topics: Topics,
+    spool: Option<Spool>,
 ) -> anyhow::Result<()> {
     let listener = bind(args.listen).await?;
     let mut process = Process::start("receive", args.ops.ops_listen).await?;
     // Not the whole URL: its user and its query can hold secrets.
     tracing::info!(listen = %listener.local_addr()?, path = args.public_url.path(), "receiving callbacks");
     let publisher = Publisher::start(&settings)?;
-    let ready = process.readiness.dependency("kafka");
+    let ready = match &spool {
+        None => process.readiness.dependency("kafka"),
+        Some(spool) => {
+            let [kafka, ready] = process.readiness.either(["kafka", "spool"]);
+            let (spool, stop) = (spool.clone(), process.stop.clone());
+            process.tasks.spawn("spool readiness", async move {
+                watch_spool(&spool, &ready, &stop).await;
+                Ok(())
+            });
+            kafka
+        }
+    };
     process.tasks.spawn("readiness", {
         let (publisher, topics, stop) = (publisher.clone(), topics.clone(), process.stop.clone());
         let topic_args = args.kafka.topics.clone();
@@ -43,13 +81,21 @@ async fn serve(
         verifier,
         topics,
         max_connections: args.max_connections.get() as usize,
+        spool: spool.clone(),
     };
     let (clock, stop) = (process.clock, process.stop.clone());
     process.tasks.spawn("receive", async move {
-        receive::serve(listener, settings, publisher.clone(), clock, stop).await?;
-        // Nothing that was answered 204 is unacknowledged; this flush is for what was not answered.
-        publisher.close(PUBLISHER_DRAIN).await?;
-        Ok(())
+        let served = receive::serve(listener, settings, publisher.clone(), clock, stop).await;
+        // Nothing that was answered 204 is unacknowledged; this flush is for what was not answered, or is
+        // in the spool as well.
+        let flushed = publisher.close(PUBLISHER_DRAIN).await;
+        if let Some(spool) = spool {
+            spool.close(SPOOL_DRAIN).await;
+            served?;
+            return Ok(());
+        }
+        served?;
+        Ok(flushed?)
     });
     process.tasks.finish().await
 }
@@ -59,7 +105,7 @@ pub(super) async fn watch(
     publisher: &Publisher,
     topics: &Topics,
     ready: &telemetry::Dependency,
-    stop: &crate::lifecycle::Stop,
+    stop: &Stop,
 ) {
     while !stop.is_requested() {
         match stop.race(publisher.check(&topics.all(), KAFKA_CHECK)).await {
@@ -68,5 +114,17 @@ pub(super) async fn watch(
             None => return,
         }
         stop.race(tokio::time::sleep(KAFKA_PAUSE)).await;
+    }
+}
+
+/// Keeps `/readyz` honest about the spool.
+async fn watch_spool(spool: &Spool, ready: &telemetry::Dependency, stop: &Stop) {
+    while !stop.is_requested() {
+        let health = spool.health();
+        match health.down {
+            None => ready.up_with(health.note),
+            Some(reason) => ready.down(reason),
+        }
+        stop.race(tokio::time::sleep(SPOOL_PAUSE)).await;
     }
 }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -184,6 +184,13 @@ pub struct Receive {
     /// Connections open at once.
     #[arg(long, value_name = "N", default_value = "4096")]
     pub max_connections: NonZeroU32,
+    /// Folder of the spool: what Kafka does not take in time is kept there, and sent when it can be;
+    /// without it such callbacks are answered 503. Created if missing; one for each process.
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// Bytes of records that the spool keeps at most; its file takes up to about twice as much.
+    #[arg(long, value_name = "BYTES", default_value = "1073741824")]
+    pub spool_max_bytes: NonZeroU64,
     #[command(flatten)]
     pub kafka: KafkaArgs,
     #[command(flatten)]

@@ -1,8 +1,9 @@
-//! The edge: signed callbacks in over HTTP/1.1, records in Kafka out, 204 when Kafka has them.
+//! The edge: signed callbacks in over HTTP/1.1, records in Kafka out, 204 when Kafka or the spool has them.
 //!
 //! Owns the callback listener and the life of its connections: how many, how long, how they end. What a
 //! request is answered is `request`'s, where one ends on the wire is `gate`'s and `head`'s, what
-//! is published is `publish`'s. Refuses TLS (a proxy's work) and HTTP/2.
+//! is published is `publish`'s, where to is `delivery`'s and `ways`', and what becomes of the spool is
+//! `drain`'s. Refuses TLS (a proxy's work) and HTTP/2.
 //!
 //! Guarantees: no connection lives on without progress (a head within [`HEAD_TIME_LIMIT`], a body within
 //! [`BODY_TIME_LIMIT`], an idle one as long as a head); at most [`Settings::max_connections`] at once,
@@ -12,10 +13,13 @@
 //! Fails when the listener cannot accept any more, or when a connection's task panicked (the others are
 //! served on; the process ends with an error when it stops).
 
+mod delivery;
+mod drain;
 mod gate;
 mod head;
 mod publish;
 mod request;
+mod ways;
 
 use std::io;
 use std::sync::Arc;
@@ -28,13 +32,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
+use self::delivery::Delivery;
 use self::gate::Gate;
 use self::request::Edge;
 use crate::lifecycle::{Clock, DRAIN_DEADLINE, Stop};
 use crate::signature::Verifier;
+use crate::spool::Spool;
 use crate::telemetry;
 use crate::topic::{Publisher, Topics};
 
+pub use self::delivery::SPOOL_TIMEOUT;
 pub use self::request::{BODY_TIME_LIMIT, MAX_BODY_BYTES, PUBLISH_TIMEOUT};
 
 /// Connections served at once, unless configured otherwise. Each holds under 32 kB while it waits.
@@ -43,8 +50,9 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 4_096;
 /// Time for a request's head to arrive; an idle connection is closed after as long.
 pub const HEAD_TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// Longest drain of connections, leaving the rest of [`DRAIN_DEADLINE`] to flush the publisher. A
-/// request in flight needs at most [`BODY_TIME_LIMIT`] and [`PUBLISH_TIMEOUT`].
+/// Longest drain of connections, leaving the rest of [`DRAIN_DEADLINE`] to flush the publisher and to
+/// close the spool. A request in flight needs at most [`BODY_TIME_LIMIT`] and [`PUBLISH_TIMEOUT`]; one
+/// whose body is as slow and whose Kafka is away as well may go unanswered, and is then not owed anything.
 pub const DRAIN_LIMIT: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_secs(2));
 
 /// Pause after an accept failed for want of something (file descriptors), and how many in a row are
@@ -61,6 +69,8 @@ pub struct Settings {
     pub topics: Topics,
     /// Connections at once, see [`DEFAULT_MAX_CONNECTIONS`].
     pub max_connections: usize,
+    /// Where records go that Kafka does not take in time; without it they are refused.
+    pub spool: Option<Spool>,
 }
 
 /// Why the edge ended otherwise than by a stop.
@@ -87,7 +97,8 @@ pub enum Error {
 
 /// Serves callbacks on `listener` until `stop`, then finishes what is in flight.
 ///
-/// When this returns no publish is waited for any more: the caller closes the publisher next.
+/// When this returns no publish is waited for any more: the caller closes the publisher next, and the
+/// spool, whose records stay for the next start.
 ///
 /// # Errors
 /// See [`Error`]; in both cases every answer that was given holds.
@@ -102,13 +113,25 @@ pub async fn serve(
     let edge = Arc::new(Edge::new(
         settings.verifier,
         settings.topics,
-        publisher,
+        Delivery::new(publisher, settings.spool),
         clock,
     ));
+    // Of its own, for the listener may fail without a stop.
+    let drain_stop = stop.child();
     let mut connections = Connections::default();
-    let accepting = accept_all(&listener, &slots, &edge, &stop, &mut connections).await;
-    drop(listener);
-    connections.drain().await;
+    let serving = async {
+        let accepting = accept_all(&listener, &slots, &edge, &stop, &mut connections).await;
+        drop(listener);
+        connections.drain().await;
+        drain_stop.request();
+        accepting
+    };
+    let draining = async {
+        if let Some(backup) = &edge.delivery.backup {
+            drain::drain(backup, &edge.delivery.publisher, &drain_stop).await;
+        }
+    };
+    let (accepting, ()) = tokio::join!(serving, draining);
     accepting?;
     match connections.panics {
         0 => Ok(()),

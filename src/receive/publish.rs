@@ -1,10 +1,10 @@
 //! What a verified body becomes in Kafka: topic, key, headers.
 //!
 //! Owns the record contract of the events topic (CloudEvents 1.0 Kafka binding, binary mode) and of
-//! quarantine. Takes nothing but [`Verified`] bodies, so no unproven byte can be published. Refuses to
-//! change a body, or to refuse one for what it says.
+//! quarantine. Takes nothing but [`Verified`] bodies, so no unproven byte can be published or spooled.
+//! Refuses to change a body, or to refuse one for what it says.
 //!
-//! Guarantees: no clock and no I/O but the publish call; what came unsigned (request headers) is bounded
+//! Guarantees: no clock and no I/O; what came unsigned (request headers) is bounded
 //! and visible ASCII before it becomes a record header.
 
 use hyper::HeaderMap;
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use crate::event::{CallbackEvent, MAX_HEADER_BYTES, copyable, header, write_hex};
 use crate::signature::{Proof, Verified};
-use crate::topic::{Acknowledgement, Message, Publisher, Topics};
+use crate::topic::{Message, Topics};
 
 /// Twilio's retry token.
 const TOKEN_HEADER: &str = "i-twilio-idempotency-token";
@@ -27,27 +27,27 @@ pub(super) enum Destination {
     Quarantine,
 }
 
-/// Publishes `verified`. What is returned holds neither body nor headers, so that both can be let go
-/// while the acknowledgement is awaited.
-pub(super) fn publish(
-    publisher: &Publisher,
+/// Gives `send` the record that `verified` becomes. It borrows body and headers, so that what `send`
+/// returns lets both go while an answer is awaited.
+pub(super) fn record<T>(
     topics: &Topics,
     verified: &Verified,
     request: &HeaderMap,
     received_at: Timestamp,
-) -> (Destination, Acknowledgement) {
+    send: impl FnOnce(Destination, &Message<'_>) -> T,
+) -> T {
     let transport = Transport::of(verified, request, received_at);
-    let (destination, message) = match understood(verified) {
+    match understood(verified) {
         Ok(event) => {
             let attributes = event.attributes(verified.sha256());
             let headers = transport.after(&attributes.headers());
-            let message = publisher.publish(&Message {
+            let message = Message {
                 topic: &topics.events,
                 key: Some(event.conversation_id.as_bytes()),
                 value: verified.body(),
                 headers: &headers,
-            });
-            (Destination::Events, message)
+            };
+            send(Destination::Events, &message)
         }
         Err(reason) => {
             tracing::warn!(
@@ -58,16 +58,15 @@ pub(super) fn publish(
                 (header::DEAD_LETTER_REASON, Some(reason.as_bytes())),
                 (header::DEAD_LETTER_STAGE, Some(b"receive")),
             ]);
-            let message = publisher.publish(&Message {
+            let message = Message {
                 topic: &topics.quarantine,
                 key: None,
                 value: verified.body(),
                 headers: &headers,
-            });
-            (Destination::Quarantine, message)
+            };
+            send(Destination::Quarantine, &message)
         }
-    };
-    (destination, message)
+    }
 }
 
 /// The event in a body whose every byte is proven, or a stable word why there is none.

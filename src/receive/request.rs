@@ -1,11 +1,12 @@
 //! One request on the callback listener: from its head to its answer.
 //!
 //! Owns the order of the checks (route, method, expectations, size, signature) and every status. Content
-//! refuses nothing: what is authentic is kept. Refuses to retry: `topic` does, within the time it gets.
+//! refuses nothing: what is authentic is kept. Refuses to retry: `topic` does, within the time it gets, and
+//! `delivery` has a second way.
 //!
-//! Guarantees: 204 only after Kafka acknowledged the record; all refusals of the signature are alike to
-//! the sender, so that probing tells nothing; no body, query, header or address is logged. While Kafka is
-//! awaited, body and head are gone.
+//! Guarantees: 204 only after Kafka acknowledged the record or the spool has it on disk; all refusals of the
+//! signature are alike to the sender, so that probing tells nothing; no body, query, header or address is
+//! logged. While either is awaited, body and head are gone.
 //!
 //! The lost answer: after a 503, or a connection that broke before its 204, the record may be in Kafka.
 //! Twilio's retry then makes a second one with the same `ce_id`, which readers fold.
@@ -26,14 +27,15 @@ use metrics::{Counter, Histogram};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
+use super::delivery::{Delivery, Outgoing};
 use super::gate::REFUSED_METHOD;
-use super::publish::{Destination, publish};
+use super::publish::{Destination, record};
 #[cfg(feature = "sabotage")]
 use crate::config::sabotage::{self, Sabotage};
 use crate::lifecycle::Clock;
 use crate::signature::{Refusal, Verifier};
 use crate::telemetry;
-use crate::topic::{Acknowledgement, Publisher, Topics};
+use crate::topic::{Message, Topics};
 
 /// Largest body. Twilio's callbacks are a few kB.
 pub const MAX_BODY_BYTES: usize = 256 * 1024;
@@ -41,7 +43,7 @@ pub const MAX_BODY_BYTES: usize = 256 * 1024;
 /// Time for a whole body to arrive, from its head.
 pub const BODY_TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// Longest wait for Kafka. With it a callback is answered well within Twilio's 15 s.
+/// Longest wait for Kafka. With it, and the spool's after it, a callback is answered well within Twilio's 15 s.
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bodies up to this size are bounded by the number of connections alone.
@@ -55,7 +57,7 @@ const LARGE_BODIES_KBYTES: usize = 64 * 1024;
 pub(super) struct Edge {
     verifier: Verifier,
     topics: Topics,
-    publisher: Publisher,
+    pub(super) delivery: Delivery,
     clock: Clock,
     large_bodies: Semaphore,
     to_events: Counter,
@@ -67,14 +69,14 @@ impl Edge {
     pub(super) fn new(
         verifier: Verifier,
         topics: Topics,
-        publisher: Publisher,
+        delivery: Delivery,
         clock: Clock,
     ) -> Self {
         let accepted = |destination: &'static str| metrics::counter!(telemetry::CALLBACKS_ACCEPTED, "destination" => destination);
         Edge {
             verifier,
             topics,
-            publisher,
+            delivery,
             clock,
             large_bodies: Semaphore::new(LARGE_BODIES_KBYTES),
             to_events: accepted("events"),
@@ -96,8 +98,12 @@ impl Edge {
         // The gate does not measure chunked bodies, so nothing may follow one.
         let last = request.headers().contains_key(TRANSFER_ENCODING);
         let outcome = match self.publish(request).await {
-            Ok((destination, acknowledgement)) => {
-                acknowledged(acknowledgement).await.map(|()| destination)
+            Ok(outgoing) => {
+                let destination = outgoing.destination;
+                let delivered = self.delivery.finish(outgoing).await;
+                delivered
+                    .map(|()| destination)
+                    .map_err(|_| Answer::NotPublished)
             }
             Err(answer) => Err(answer),
         };
@@ -122,10 +128,7 @@ impl Edge {
     }
 
     /// Checks, reads, proves and publishes. The request is gone when this returns.
-    async fn publish(
-        &self,
-        request: Request<Incoming>,
-    ) -> Result<(Destination, Acknowledgement), Answer> {
+    async fn publish(&self, request: Request<Incoming>) -> Result<Outgoing<'_>, Answer> {
         let received_at = self.clock.now();
         let (head, body) = request.into_parts();
         route(&head.method, &head.uri, self.verifier.url().path())?;
@@ -137,7 +140,7 @@ impl Edge {
         if length > MAX_BODY_BYTES {
             return Err(Answer::BodyTooLarge);
         }
-        let _room = if length > SMALL_BODY_BYTES {
+        let room = if length > SMALL_BODY_BYTES {
             let kbytes = u32::try_from(length.div_ceil(1024)).expect("at most 256");
             let room = self.large_bodies.try_acquire_many(kbytes);
             Some(room.map_err(|_| Answer::Busy)?)
@@ -154,33 +157,10 @@ impl Edge {
         let verified = (self.verifier)
             .verify(target, &head.headers, body)
             .map_err(Answer::Forbidden)?;
-        Ok(publish(
-            &self.publisher,
-            &self.topics,
-            &verified,
-            &head.headers,
-            received_at,
-        ))
-    }
-}
-
-async fn acknowledged(acknowledgement: Acknowledgement) -> Result<(), Answer> {
-    match timeout(PUBLISH_TIMEOUT, acknowledgement).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => {
-            tracing::warn!(
-                reason = error.reason(),
-                "a callback was not published; the sender was asked to retry"
-            );
-            Err(Answer::NotPublished)
-        }
-        Err(_) => {
-            tracing::warn!(
-                waited_ms = PUBLISH_TIMEOUT.as_millis(),
-                "Kafka did not acknowledge a callback in time; the sender was asked to retry"
-            );
-            Err(Answer::NotPublished)
-        }
+        let send = |destination, message: &Message<'_>| self.delivery.start(destination, message);
+        let (topics, headers) = (&self.topics, &head.headers);
+        let outgoing = record(topics, &verified, headers, received_at, send);
+        Ok(outgoing.holding(room))
     }
 }
 

@@ -98,6 +98,22 @@ impl EmbeddedCluster {
         let _ = mock(&self.owner).broker_up(BROKER);
     }
 
+    /// Lets the broker take so long for every answer.
+    #[cfg(test)]
+    pub(crate) fn answer_after(&self, delay: Duration) {
+        mock(&self.owner)
+            .broker_round_trip_time(BROKER, delay)
+            .expect("there is a broker 1");
+    }
+
+    /// Refuses the next `batches` of records as too large.
+    #[cfg(test)]
+    pub(crate) fn refuse_produce(&self, batches: usize) {
+        use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+        let too_large = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+        mock(&self.owner).request_errors(RDKafkaApiKey::Produce, &vec![too_large; batches]);
+    }
+
     /// The other faults it can play.
     #[cfg(test)]
     pub(super) fn mock(&self) -> MockCluster<'_, Quiet> {

@@ -189,6 +189,20 @@ impl Publisher {
     }
 }
 
+#[cfg(test)]
+impl Publisher {
+    /// Lets the producer fail for good, as after a gap in its sequence numbers.
+    pub(crate) fn raise_fatal_error(&self) {
+        let producer = self.0.core.producer().expect("it is open");
+        super::notify::raise_fatal_error(producer.client());
+    }
+
+    /// Records that Kafka's client took and then reported as failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.0.core.counters.failed()
+    }
+}
+
 fn closed() -> Error {
     Error::Client {
         reason: PublishError::Closed.to_string(),
@@ -215,6 +229,16 @@ enum State {
     },
     Refused(PublishError),
     Ended,
+}
+
+impl Acknowledgement {
+    /// Whether the record was not even taken: the queue is full, or the publisher closed.
+    pub fn is_turned_away(&self) -> bool {
+        matches!(
+            self.0,
+            State::Refused(PublishError::QueueFull | PublishError::Closed)
+        )
+    }
 }
 
 impl Future for Acknowledgement {

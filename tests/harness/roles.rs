@@ -32,26 +32,29 @@ impl Receiver {
 
     /// The same without the wait; with the address of its ops listener.
     pub(crate) fn spawn(kafka: &str) -> (Receiver, String) {
+        Receiver::spawn_with(kafka, &[])
+    }
+
+    /// The same with further flags.
+    pub(crate) fn spawn_with(kafka: &str, flags: &[&str]) -> (Receiver, String) {
         let (address, ops) = (free_address(), free_address());
-        let process = convolake(
-            &[
-                "receive",
-                "--listen",
-                &address,
-                "--public-url",
-                PUBLIC_URL,
-                "--ops-listen",
-                &ops,
-                "--kafka",
-                kafka,
-                "--topic",
-                TOPIC,
-                "--create-topics",
-                "--partitions",
-                PARTITIONS,
-            ],
-            ACCOUNT,
-        );
+        let own = [
+            "receive",
+            "--listen",
+            &address,
+            "--public-url",
+            PUBLIC_URL,
+            "--ops-listen",
+            &ops,
+            "--kafka",
+            kafka,
+            "--topic",
+            TOPIC,
+            "--create-topics",
+            "--partitions",
+            PARTITIONS,
+        ];
+        let process = convolake(&[&own, flags].concat(), ACCOUNT);
         (Receiver { process, address }, ops)
     }
 }

@@ -29,6 +29,9 @@ mod pipeline;
 // What a SIGTERM may not lose.
 mod stop;
 
+// What is accepted while Kafka is away.
+mod spool;
+
 // What others do wrong: poison, an API that lies, Kafka and credentials that are not there.
 mod faults;
 

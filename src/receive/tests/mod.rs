@@ -3,6 +3,7 @@
 mod corpus;
 mod life;
 mod limits;
+mod spooled;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -47,12 +48,21 @@ impl Server {
     }
 
     async fn start_with(kafka: &crate::topic::Settings, max_connections: usize) -> Server {
+        Server::start_spooled(kafka, max_connections, None).await
+    }
+
+    async fn start_spooled(
+        kafka: &crate::topic::Settings,
+        max_connections: usize,
+        spool: Option<Spool>,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let settings = Settings {
             verifier: Verifier::new(PublicUrl::parse(PUBLIC_URL).unwrap(), vec![key()]).unwrap(),
             topics: topics(),
             max_connections,
+            spool,
         };
         let publisher = Publisher::start(kafka).unwrap();
         let stop = Stop::new();

@@ -246,6 +246,27 @@ async fn a_fatal_error_replaces_the_producer() {
     publisher.close(Duration::from_secs(5)).await.unwrap();
 }
 
+/// The broker itself reports a gap in the sequence numbers, which ends an idempotent producer.
+#[tokio::test]
+async fn a_gap_that_the_broker_reports_is_doubt_for_the_sender_and_a_new_producer() {
+    let (cluster, publisher) = started(1);
+    publisher.publish(&message(b"k", b"before")).await.unwrap();
+    let gap = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    (cluster.mock()).request_errors(RDKafkaApiKey::Produce, &[gap]);
+    let failed = publisher.0.core.producer().unwrap();
+    let error = within(publisher.publish(&message(b"k", b"doubtful"))).await;
+    assert!(error.unwrap_err().is_ambiguous());
+    let current = || publisher.0.core.producer().unwrap();
+    until("the producer is replaced", || {
+        !Arc::ptr_eq(&current(), &failed)
+    })
+    .await;
+    within(publisher.publish(&message(b"k", b"after")))
+        .await
+        .unwrap();
+    publisher.close(Duration::from_secs(5)).await.unwrap();
+}
+
 #[tokio::test]
 async fn close_flushes_what_is_queued() {
     let (cluster, publisher) = started(4);

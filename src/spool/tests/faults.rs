@@ -1,0 +1,184 @@
+//! Disks that fail while the spool is at work: an fsync, no room, no reading, no file.
+
+use std::sync::atomic::Ordering;
+
+use super::disk::Faults;
+use super::*;
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_fsync_its_batch_is_refused_and_another_file_takes_over() {
+    let folder = folder();
+    let (faults, wrap) = Faults::new(&settings(&folder).folder);
+    let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
+    push_all(&spool, 0..10).await;
+    let batch = held(&spool).await;
+    remove(&spool, &batch[..3]).await;
+    let old = queue_file(&folder);
+    faults.failing_syncs.store(1, Ordering::SeqCst);
+    assert_eq!(within(spool.push(entry(10))).await, Err(NotStored::Down));
+    push_all(&spool, 11..13).await;
+    let want: Vec<u64> = (3..10).chain(11..13).collect();
+    assert_eq!(values(&held(&spool).await), want);
+    assert_eq!(
+        spool.health(),
+        Health::default(),
+        "all of the old file was read"
+    );
+    let new = queue_file(&folder);
+    use std::os::unix::fs::MetadataExt;
+    assert_ne!(old.metadata().unwrap().ino(), new.metadata().unwrap().ino());
+    assert_eq!(old.metadata().unwrap().nlink(), 0);
+    spool.close(PATIENCE).await;
+    let spool = opened(&folder);
+    assert_eq!(values(&held(&spool).await), want);
+    spool.close(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn while_every_fsync_fails_nothing_is_acknowledged_and_then_all_is_well() {
+    let folder = folder();
+    let (faults, wrap) = Faults::new(&settings(&folder).folder);
+    let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
+    push_all(&spool, 0..10).await;
+    faults.failing_syncs.store(u64::MAX, Ordering::SeqCst);
+    for n in 10..20 {
+        assert_eq!(within(spool.push(entry(n))).await, Err(NotStored::Down));
+    }
+    let down = spool.health().down.unwrap();
+    assert!(down.contains("os error 5"), "{down}");
+    let read = within(spool.oldest(Vec::new(), None, ALL)).await;
+    assert_eq!(read, Err(NotStored::Down));
+    assert_eq!(files(&folder, "queue.new"), 0);
+    faults.failing_syncs.store(0, Ordering::SeqCst);
+    until("it works again", async || {
+        spool.push(entry(20)).await.is_ok()
+    })
+    .await;
+    let kept = values(&held(&spool).await);
+    assert_eq!(kept[..10], (0..10).collect::<Vec<_>>());
+    assert_eq!(kept[10..], [20]);
+    assert_eq!(spool.health().down, None);
+    spool.close(PATIENCE).await;
+}
+
+/// A file that cannot grow: refused pushes, and still everything can be taken out.
+#[tokio::test]
+async fn a_full_disk_refuses_and_drains_and_takes_again() {
+    for size in [10, 500, 7_000, 200_000] {
+        let folder = folder();
+        let (faults, wrap) = Faults::new(&settings(&folder).folder);
+        let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
+        within(spool.push(entry_of(0, size))).await.unwrap();
+        let capacity = faults.used() + 500_000;
+        faults.capacity.store(capacity, Ordering::SeqCst);
+        let mut kept = vec![0];
+        for n in 1.. {
+            match within(spool.push(entry_of(n, size))).await {
+                Ok(()) => kept.push(n),
+                Err(error) => {
+                    assert_eq!(error, NotStored::Down);
+                    break;
+                }
+            }
+        }
+        // The first fault comes with a first try to open it again, which finds all that was acknowledged.
+        assert_eq!(values(&held(&spool).await), kept, "{size}");
+        let limit = Limit {
+            records: kept.len() / 5 + 1,
+            bytes: 1 << 30,
+        };
+        let (mut drained, mut removed) = (Vec::new(), Vec::new());
+        loop {
+            let read = within(spool.oldest(removed.clone(), None, limit)).await;
+            let batch = read.unwrap_or_else(|error| {
+                panic!(
+                    "{size}: {error}, {} of {} left",
+                    kept.len() - drained.len(),
+                    kept.len()
+                )
+            });
+            if batch.is_empty() {
+                break;
+            }
+            drained.extend(values(&batch));
+            removed = batch.iter().map(Stored::number).collect();
+        }
+        assert_eq!(drained, kept, "{size}");
+        // With the reserve taken again.
+        until("it takes records", async || {
+            let (n, pushed) = (1_000_000, spool.push(entry_of(1_000_000, size)).await);
+            pushed.is_ok() && values(&held(&spool).await).contains(&n)
+        })
+        .await;
+        assert_eq!(spool.health(), Health::default());
+        spool.close(PATIENCE).await;
+    }
+}
+
+#[tokio::test]
+async fn a_start_on_a_disk_that_fails_waits_for_it() {
+    let folder = folder();
+    let (faults, wrap) = Faults::new(&settings(&folder).folder);
+    let spool = Spool::open_with(&settings(&folder), wrap.clone()).unwrap();
+    push_all(&spool, 0..10).await;
+    spool.close(PATIENCE).await;
+    faults.failing_reads.store(true, Ordering::SeqCst);
+    let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
+    assert!(spool.health().down.is_some());
+    assert_eq!(within(spool.push(entry(10))).await, Err(NotStored::Down));
+    faults.failing_reads.store(false, Ordering::SeqCst);
+    until("it works again", async || {
+        spool.push(entry(10)).await.is_ok()
+    })
+    .await;
+    assert_eq!(values(&held(&spool).await), (0..11).collect::<Vec<_>>());
+    assert_eq!(files(&folder, "set-aside"), 0, "unreadable is not damaged");
+    spool.close(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_was_removed_takes_nothing_more() {
+    let folder = folder();
+    let spool = opened(&folder);
+    push_all(&spool, 0..10).await;
+    std::fs::remove_dir_all(settings(&folder).folder).unwrap();
+    assert_eq!(within(spool.push(entry(10))).await, Err(NotStored::Down));
+    let down = spool.health().down.unwrap();
+    assert!(down.contains("gone") && down.contains("restart"), "{down}");
+    assert_eq!(within(spool.push(entry(11))).await, Err(NotStored::Down));
+    spool.close(PATIENCE).await;
+}
+
+/// What is damaged while the spool is at work is noticed by the next read.
+#[tokio::test]
+async fn damage_under_a_running_spool_is_set_aside() {
+    use std::os::unix::fs::FileExt;
+    let folder = folder();
+    let spool = opened(&folder);
+    for n in 0..300 {
+        within(spool.push(entry_of(n, 100_000))).await.unwrap();
+    }
+    let file = queue_file(&folder);
+    let found = record::search(&file, &(0..u64::MAX)).unwrap();
+    // Beyond what the engine keeps in memory.
+    file.write_all_at(b"changed", found[7].offset + 1_000)
+        .unwrap();
+    let read = within(spool.oldest(Vec::new(), None, ALL)).await;
+    assert_eq!(read, Err(NotStored::Down));
+    let kept = values(&held(&spool).await);
+    let want: Vec<u64> = (0..300).filter(|n| *n != 7).collect();
+    assert_eq!(kept, want);
+    let note = spool.health().note.unwrap_or_default();
+    assert!(note.contains("1 damaged"), "{note}");
+    push_all(&spool, 300..301).await;
+    assert_eq!(files(&folder, "set-aside"), 1);
+    spool.close(PATIENCE).await;
+}
