@@ -57,23 +57,28 @@ impl Stop {
     }
 }
 
-/// Requests `stop` at SIGTERM or Ctrl-C; ends with the name of the signal, or when stopped otherwise.
-pub async fn stop_on_signal(stop: Stop) -> std::io::Result<()> {
+/// Requests `stop` at SIGTERM or Ctrl-C, from now on and not only once the future is polled: a signal that
+/// comes while a role starts stops it as well. The future ends after that, or when stopped otherwise.
+///
+/// # Errors
+/// The signals cannot be listened to.
+pub fn stop_on_signal(stop: Stop) -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-        () = stop.requested() => return Ok(()),
-    };
-    tracing::info!(
-        signal = name,
-        deadline_s = DRAIN_DEADLINE.as_secs(),
-        "stopping: draining what is in flight"
-    );
-    stop.request();
-    Ok(())
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = stop.requested() => return,
+        };
+        tracing::info!(
+            signal = name,
+            deadline_s = DRAIN_DEADLINE.as_secs(),
+            "stopping: draining what is in flight"
+        );
+        stop.request();
+    })
 }
 
 /// Tasks that a process owns. Each ends with a result; the first error, or the first task to end before

@@ -5,7 +5,6 @@
 //! consumer groups are behind ([`MAX_BEHIND`]).
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +25,9 @@ use crate::topic::{EmbeddedCluster, Publisher, Topics};
 use crate::{receive, topic, verify};
 
 use super::ingest::{Groups, Watched};
-use super::{Exit, PUBLISHER_DRAIN, Process, bind, block_on, cores, kafka_at, open_lake, print};
+use super::{
+    Exit, PUBLISHER_DRAIN, Process, bind, block_on, cores, kafka_at, open_lake, print, progress_bar,
+};
 
 /// Records that either group may be behind before the emulator is held back: far below what the embedded
 /// cluster keeps of a partition (5 MB).
@@ -166,7 +167,7 @@ impl World {
         let options =
             super::emulate::options(listen, &callbacks, &args.traffic, &secrets, process.clock)?;
         let seed = options.seed;
-        let emulator = Emulator::start(options, process.clock, process.stop.child())?;
+        let emulator = super::emulate::start(options, process.clock, process.stop.child())?;
         let api = start_api(&emulator, &secrets, args, process)?;
         let flush = FlushArgs::for_dev(args.flush_interval, args.settle);
         let groups = Groups {
@@ -320,16 +321,6 @@ fn start_api(
     let mut settings = api::Settings::new(origin, api::Credentials::new(user, password.expose()));
     settings.requests_per_second = args.requests_per_second;
     Ok(Api::new(settings, process.clock)?)
-}
-
-fn progress_bar(conversations: u64) -> indicatif::ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return indicatif::ProgressBar::hidden();
-    }
-    match conversations {
-        0 => indicatif::ProgressBar::new_spinner(),
-        known => indicatif::ProgressBar::new(known),
-    }
 }
 
 /// The summary for a person, with the line to try next.

@@ -2,15 +2,16 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::args::{CallbackArgs, Emulate, ServiceArgs, TrafficArgs};
 use crate::config::{Invalid, Secrets};
 use crate::emulator::{
-    DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, MAX_CONVERSATIONS, Options, Profile,
+    Counts, DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, MAX_CONVERSATIONS, Options, Profile,
 };
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
 
-use super::{Exit, block_on, cores};
+use super::{Exit, block_on, cores, progress_bar};
 
 pub(super) fn run(args: Emulate, secrets: Secrets) -> anyhow::Result<Exit> {
     let clock = Clock::system();
@@ -20,14 +21,50 @@ pub(super) fn run(args: Emulate, secrets: Secrets) -> anyhow::Result<Exit> {
     block_on(cores(), async move {
         let stop = Stop::new();
         let mut tasks = Tasks::new(stop.clone());
-        let seed = options.seed;
-        let emulator = Emulator::start(options, clock, stop.clone())?;
+        let signals = stop_on_signal(stop.clone())?;
+        let (seed, conversations) = (options.seed, options.conversations);
+        let emulator = start(options, clock, stop.clone())?;
         tracing::info!(role = "emulate", listen = %emulator.address(), seed, "emulating the Conversation Orchestrator");
-        tasks.spawn("signals", async move { Ok(stop_on_signal(stop).await?) });
+        let counts = emulator.counter();
+        let until = stop.clone();
+        tasks.spawn("progress", async move {
+            show_progress(conversations, counts, &until).await;
+            Ok(())
+        });
+        tasks.spawn("signals", async move {
+            signals.await;
+            Ok(())
+        });
         tasks.spawn("emulator", async move { Ok(emulator.finish().await?) });
         tasks.finish().await
     })?;
     Ok(Exit::Done)
+}
+
+/// Starts an emulator; options that make no sense are wrong use, as any other flag.
+pub(super) fn start(options: Options, clock: Clock, stop: Stop) -> anyhow::Result<Emulator> {
+    options
+        .check()
+        .map_err(|error| Invalid(format!("{:#}", anyhow::Error::from(error))))?;
+    Ok(Emulator::start(options, clock, stop)?)
+}
+
+/// How often the progress bar is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Shows how many conversations have closed, on a terminal; ends at the stop.
+async fn show_progress(conversations: u64, counts: impl Fn() -> Counts, stop: &Stop) {
+    let bar = progress_bar(conversations);
+    let mut ticks = tokio::time::interval(TICK);
+    while !bar.is_hidden() && stop.race(ticks.tick()).await.is_some() {
+        let closed = counts().conversations_closed;
+        bar.set_position(closed);
+        if conversations != 0 && closed >= conversations {
+            break;
+        }
+    }
+    bar.finish_and_clear();
+    stop.requested().await;
 }
 
 /// Known credentials where none are given: they protect made-up conversations on loopback.

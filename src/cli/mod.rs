@@ -16,7 +16,7 @@ mod sql;
 mod verify;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -129,10 +129,11 @@ impl Process {
     ) -> anyhow::Result<Process> {
         let mut tasks = Tasks::new(stop.clone());
         let readiness = Readiness::new();
+        let signals = stop_on_signal(interrupted)?;
         tasks.spawn("signals", {
             let stop = stop.clone();
             async move {
-                stop.race(stop_on_signal(interrupted)).await.transpose()?;
+                stop.race(signals).await;
                 stop.requested().await;
                 Ok(())
             }
@@ -187,6 +188,17 @@ fn cores() -> usize {
     std::thread::available_parallelism()
         .map_or(2, usize::from)
         .max(2)
+}
+
+/// A bar on standard error, or none where that is no terminal; `conversations` 0 is a number nobody knows.
+fn progress_bar(conversations: u64) -> indicatif::ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return indicatif::ProgressBar::hidden();
+    }
+    match conversations {
+        0 => indicatif::ProgressBar::new_spinner(),
+        known => indicatif::ProgressBar::new(known),
+    }
 }
 
 /// Binds a role's listener.

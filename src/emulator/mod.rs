@@ -199,6 +199,12 @@ impl Emulator {
         self.shared.counts()
     }
 
+    /// The same from another task.
+    pub fn counter(&self) -> impl Fn() -> Counts + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.counts()
+    }
+
     /// Serves until the stop, then joins every task.
     ///
     /// # Errors

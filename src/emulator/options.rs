@@ -109,7 +109,10 @@ impl Options {
     }
 
     /// Refuses what makes no sense.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Option`] and [`Error::CallbackUrl`].
+    pub fn check(&self) -> Result<(), Error> {
         for (name, share) in [
             ("partial", self.partial),
             ("duplicates", self.duplicates),

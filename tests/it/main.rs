@@ -38,6 +38,9 @@ mod faults;
 // What an operator heals afterwards: replay, reconcile, verify.
 mod heal;
 
+// The Orchestrator as a process: profile, clock, bounds, progress.
+mod emulate;
+
 // The command line: wrong use, help, pipes, exit codes.
 mod cli;
 

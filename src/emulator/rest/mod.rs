@@ -104,12 +104,14 @@ fn basic(header: &HeaderValue) -> Option<(String, String)> {
 }
 
 fn json_answer<T: Serialize>(status: StatusCode, value: &T) -> Response {
-    raw_json(status, rendered(value))
+    let mut body = Vec::new();
+    render(value, &mut body);
+    raw_json(status, body)
 }
 
-fn rendered<T: Serialize>(value: &T) -> Vec<u8> {
-    serde_json::to_vec(value)
-        .expect("the resources have string keys, and memory does not fail to write")
+fn render<T: Serialize>(value: &T, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, value)
+        .expect("the resources have string keys, and memory does not fail to write");
 }
 
 fn raw_json(status: StatusCode, body: Vec<u8>) -> Response {

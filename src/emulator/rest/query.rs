@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::super::pages::{self, Cursor, ListKey, Page};
 use super::super::resource::Status;
 use super::problem::Problem;
-use super::{raw_json, rendered};
+use super::{raw_json, render};
 
 /// The parameters of a list.
 pub(super) struct ListQuery {
@@ -108,9 +108,9 @@ pub(super) fn page_answer<T: Serialize>(
         previous_token: page.previous.map(|cursor| pages::encode(cursor, key)),
     };
     let mut out = format!("{{\"{name}\":").into_bytes();
-    out.extend_from_slice(&rendered(&items));
+    render(&items, &mut out);
     out.extend_from_slice(b",\"meta\":");
-    out.extend_from_slice(&rendered(&meta));
+    render(&meta, &mut out);
     out.push(b'}');
     raw_json(StatusCode::OK, out)
 }

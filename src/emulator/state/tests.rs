@@ -345,3 +345,75 @@ fn grouping_finds_living_conversations_only() {
     state.apply(set("v", Status::Closed), at(3)).unwrap();
     state.apply(open("w", &[2, 1]), at(4)).unwrap();
 }
+
+fn deletion(operation: &str, conversation: &str) -> Command {
+    Command::Begin {
+        operation: operation.into(),
+        request: Request::DeleteConversation(conversation.into()),
+        key: None,
+    }
+}
+
+#[test]
+fn operations_end_each_at_its_own_time_and_fail_where_the_world_has_changed() {
+    let mut state = machine();
+    state.apply(open("v", &[]), at(0)).unwrap();
+    state.apply(deletion("first", "v"), at(1)).unwrap();
+    state.apply(deletion("second", "v"), at(3)).unwrap();
+    assert_eq!(state.due(), Some(at(1 + DELAY_S)));
+    state.apply(Command::Tick, at(DELAY_S)).unwrap();
+    assert_eq!(state.operation("first").unwrap().status, Progress::Pending);
+    let applied = state.apply(Command::Tick, at(1_000)).unwrap();
+    assert_eq!(applied.effects, [], "Twilio has no event for it");
+    let first = state.operation("first").unwrap();
+    assert_eq!(
+        (first.status, first.completed_at),
+        (Progress::Completed, Some(at(1 + DELAY_S)))
+    );
+    let second = state.operation("second").unwrap();
+    assert_eq!(
+        (second.status, second.completed_at),
+        (Progress::Failed, Some(at(3 + DELAY_S)))
+    );
+    assert_eq!(
+        second.error.as_ref().unwrap().status,
+        404,
+        "the first has deleted it"
+    );
+    assert_eq!(state.due(), None);
+    assert_eq!(
+        state.apply(deletion("third", "v"), at(1_001)).unwrap_err(),
+        Refusal::NotFound("conversation")
+    );
+}
+
+#[test]
+fn operations_are_bounded_and_forgotten_after_a_day() {
+    let mut state = machine();
+    state.apply(open("v", &[]), at(0)).unwrap();
+    for number in 0..control::MAX_OPERATIONS {
+        state
+            .apply(deletion(&format!("o{number}"), "v"), at(0))
+            .unwrap();
+    }
+    let one_more = deletion("one more", "v");
+    let refusal = state.apply(one_more.clone(), at(0)).unwrap_err();
+    assert!(
+        matches!(
+            refusal,
+            Refusal::TooMany {
+                what: "operations",
+                ..
+            }
+        ),
+        "{refusal}"
+    );
+    state.apply(Command::Tick, at(DELAY_S)).unwrap();
+    state.apply(open("w", &[]), at(DELAY_S)).unwrap();
+    let day = control::REMEMBERED.as_secs();
+    let one_more = deletion("one more", "w");
+    let refusal = state.apply(one_more.clone(), at(day - 1)).unwrap_err();
+    assert!(matches!(refusal, Refusal::TooMany { .. }), "{refusal}");
+    state.apply(one_more, at(day)).unwrap();
+    assert!(state.operation("o0").is_none());
+}

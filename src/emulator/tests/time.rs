@@ -165,3 +165,47 @@ async fn old_closed_conversations_make_room_and_pages_stay_right() {
     assert_eq!(truth, json!({"conversations": [], "evicted": 2}));
     running.finish().await;
 }
+
+#[tokio::test]
+async fn a_standing_clock_and_a_seed_repeat_every_callback_byte_for_byte() {
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let (receiver, address) = Receiver::start(dev_keys(), 0).await;
+        let running = Running::played(Options {
+            start_time: Some(base()),
+            duplicates: 0.3,
+            disorder: 0.3,
+            ..calling(10, address)
+        })
+        .await;
+        running.finish().await;
+        runs.push(std::mem::take(&mut *receiver.seen.lock().unwrap()));
+    }
+    assert!(runs[0].len() > 100);
+    assert!(runs[0] == runs[1], "tokens, bodies or repeats differ");
+}
+
+#[tokio::test]
+async fn endless_traffic_stays_within_its_bound() {
+    let running = Running::start(Options {
+        keep_conversations: 20,
+        ..options(0)
+    });
+    let evicting = async {
+        while running.emulator.counts().evicted < 100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, evicting).await.unwrap();
+    {
+        let state = running.emulator.shared.state();
+        let statuses = state.conversations().map(|entry| entry.conversation.status);
+        let (closed, living): (Vec<_>, Vec<_>) =
+            statuses.partition(|status| *status == resource::Status::Closed);
+        let kept = closed.len() + living.len();
+        assert!(kept <= 20.max(living.len()), "{closed:?} {living:?}");
+        let tally = state.tally();
+        assert_eq!(tally.closed - tally.evicted, closed.len() as u64);
+    }
+    running.finish().await;
+}
