@@ -176,7 +176,7 @@ impl<'w> Rig<'w> {
             volume.sync()?;
         }
         let api = match stand.material {
-            Material::Played => self.world.played().await.address.clone(),
+            Material::Played | Material::Unclosed => self.world.played().await.address.clone(),
             Material::Synthetic => free_address(),
         };
         let (direct, front, back) = {
@@ -315,6 +315,11 @@ impl<'w> Rig<'w> {
     pub(crate) async fn send(&mut self) {
         let captured = match self.case.stand.material {
             Material::Played => Some(Arc::clone(&self.world.played().await.captured)),
+            Material::Unclosed => {
+                let all = self.world.played().await.captured.iter();
+                let announced = all.filter(|callback| !callback.body.contains("\"CLOSED\""));
+                Some(Arc::new(announced.cloned().collect()))
+            }
             Material::Synthetic => None,
         };
         let listens = |role: &Role| role.args[2].clone();

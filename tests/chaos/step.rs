@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use crate::edit;
-use crate::harness::process::STOP_LIMIT;
+use crate::harness::process::{Process, STOP_LIMIT};
 use crate::harness::{AUTH_TOKEN, until};
 use crate::oracle;
 use crate::plan::{Place, Step, Times, Under, Who};
@@ -21,6 +21,10 @@ use crate::rig::{Cut, Rig, Role};
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
 /// Longest wait for a process to run into the system call that kills it; later calls of a sweep may not come.
 const CALL_LIMIT: Duration = Duration::from_secs(4);
+/// Longest run of a command that ends by itself.
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+/// Longest life of slow connections, those included that wait in the kernel for a descriptor.
+const DRIP_LIMIT: Duration = Duration::from_secs(90);
 /// A SIGTERM may take what is promised, and the time to be seen on a busy machine.
 const EXIT_LIMIT: Duration = STOP_LIMIT.saturating_add(Duration::from_secs(5));
 
@@ -91,7 +95,9 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
             })
             .await;
         }
+        Step::Api(schedule) => edit::api(rig, schedule).await,
         Step::Edit(what) => edit::lake(rig, what),
+        Step::Command(args) => command(rig, args).await,
     }
 }
 
@@ -279,7 +285,7 @@ fn volume<'r>(rig: &'r mut Rig<'_>, place: Place) -> &'r crate::volume::Volume {
     volume.expect("the row's stand has it")
 }
 
-/// Connections that send a byte a second for as long as they are let; each must be closed within 15 s.
+/// Connections that send a byte a second for as long as they are let.
 async fn drip(rig: &mut Rig<'_>, count: u32) {
     let address = rig.roles[rig.those(Who::Receiver)[0]].address().to_owned();
     let started = Instant::now();
@@ -302,8 +308,11 @@ async fn drip(rig: &mut Rig<'_>, count: u32) {
         });
     }
     let all = async { while connections.join_next().await.is_some() {} };
-    let ended = tokio::time::timeout(Duration::from_secs(30), all).await;
-    assert!(ended.is_ok(), "slow connections were still open after 30 s");
+    let ended = tokio::time::timeout(DRIP_LIMIT, all).await;
+    assert!(
+        ended.is_ok(),
+        "slow connections were still open after {DRIP_LIMIT:?}"
+    );
     rig.times += u64::from(count);
     rig.also.insert(
         "slow clients held s".to_owned(),
@@ -341,6 +350,16 @@ async fn ended(rig: &mut Rig<'_>, who: Who, limit: Duration) {
     })
     .await;
     rig.times += 1;
+}
+
+async fn command(rig: &mut Rig<'_>, args: &[&str]) {
+    let words = edit::filled(rig, args);
+    let mut command = rig.world.program.command(&[], &words);
+    let mut process = Process::spawn(&words.join(" "), &mut command);
+    let code = process.wait_exit(COMMAND_LIMIT).await.code();
+    assert!(matches!(code, Some(0 | 3)), "{}", process.report());
+    let exit = f64::from(code.expect("one of the two"));
+    rig.also.insert(format!("exit of {}", args[0]), exit);
 }
 
 async fn with_keys(rig: &mut Rig<'_>, keys: &str) {
