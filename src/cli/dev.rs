@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::api::{self, Api};
 use crate::config::Secrets;
 use crate::config::args::{CallbackArgs, Dev, FlushArgs, TopicArgs};
-use crate::emulator::Emulator;
+use crate::emulator::{Emulator, Options, Script};
 use crate::lake::{Access, Lake};
 use crate::lifecycle::{DRAIN_DEADLINE, Stop};
 use crate::signature::{PublicUrl, Verifier};
@@ -41,6 +41,9 @@ const CATCH_UP: Duration = Duration::from_secs(120);
 
 /// The URL that the emulator signs: nobody resolves it, the connection goes to loopback.
 const PUBLIC_URL: &str = "https://convolake.example/twilio/conversations";
+
+/// How it is tried again: as often as Twilio can be asked to.
+const RETRIES: &str = "#rc=5&rp=all";
 
 /// Partitions of the embedded topic.
 const EMBEDDED_PARTITIONS: i32 = 4;
@@ -94,6 +97,7 @@ pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
         .clone()
         .map(|brokers| kafka_at(brokers, &args.topics.names))
         .transpose()?;
+    let faults = super::emulate::faults(&args.faults)?;
     let json = args.json;
     let summary = block_on(cores(), async move {
         let (stop, interrupted) = (Stop::new(), Stop::new());
@@ -101,7 +105,7 @@ pub(super) fn run(args: Dev) -> anyhow::Result<Exit> {
             Process::start_with("dev", args.ops_listen, stop.clone(), interrupted.clone()).await?;
         // Ends after everything that talks to it.
         let mut embedded = None;
-        let world = World::start(&mut process, &args, kafka, &mut embedded).await?;
+        let world = World::start(&mut process, &args, faults, kafka, &mut embedded).await?;
         let publisher = world.publisher.clone();
         let (result, summary) = tokio::sync::oneshot::channel();
         process.tasks.spawn("dev", async move {
@@ -138,6 +142,7 @@ impl World {
     async fn start(
         process: &mut Process,
         args: &Dev,
+        faults: Script,
         kafka: Option<(topic::Settings, Topics)>,
         embedded: &mut Option<EmbeddedCluster>,
     ) -> anyhow::Result<World> {
@@ -164,8 +169,10 @@ impl World {
         let secrets = super::emulate::with_defaults(Secrets::default());
         let callbacks = start_receiver(process, &secrets, &topics, &publisher).await?;
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let options =
-            super::emulate::options(listen, &callbacks, &args.traffic, &secrets, process.clock)?;
+        let options = Options {
+            faults,
+            ..super::emulate::options(listen, &callbacks, &args.traffic, &secrets, process.clock)?
+        };
         let seed = options.seed;
         let emulator = super::emulate::start(options, process.clock, process.stop.child())?;
         let api = start_api(&emulator, &secrets, args, process)?;
@@ -295,7 +302,7 @@ async fn start_receiver(
     let address = listener.local_addr()?;
     let public_url = PublicUrl::parse(PUBLIC_URL)?;
     let settings = receive::Settings {
-        verifier: Verifier::new(public_url.clone(), secrets.signing_keys()?)?,
+        verifier: Verifier::new(public_url, secrets.signing_keys()?)?,
         topics: topics.clone(),
         max_connections: 1024,
         spool: None,
@@ -305,7 +312,7 @@ async fn start_receiver(
         Ok(receive::serve(listener, settings, publisher, clock, stop).await?)
     });
     Ok(CallbackArgs {
-        callback_url: Some(public_url),
+        callback_url: Some(format!("{PUBLIC_URL}{RETRIES}")),
         callback_connect: Some(address),
     })
 }

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::args::{CallbackArgs, Emulate, ServiceArgs, TrafficArgs};
+use crate::config::args::{CallbackArgs, Emulate, FaultArgs, ServiceArgs, TrafficArgs};
 use crate::config::{Invalid, Secrets};
 use crate::emulator::{
-    Counts, DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, MAX_CONVERSATIONS, Options, Profile,
+    Counts, DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Emulator, MAX_CONVERSATIONS, Options, Profile, Script,
 };
 use crate::lifecycle::{Clock, Stop, Tasks, stop_on_signal};
 
@@ -17,7 +17,10 @@ pub(super) fn run(args: Emulate, secrets: Secrets) -> anyhow::Result<Exit> {
     let clock = Clock::system();
     let secrets = with_defaults(secrets);
     let options = options(args.listen, &args.callbacks, &args.traffic, &secrets, clock)?;
-    let options = behaving(options, &args.service);
+    let options = Options {
+        faults: faults(&args.faults)?,
+        ..behaving(options, &args.service)
+    };
     block_on(cores(), async move {
         let stop = Stop::new();
         let mut tasks = Tasks::new(stop.clone());
@@ -74,6 +77,16 @@ pub(super) fn with_defaults(secrets: Secrets) -> Secrets {
         .or_default("TWILIO_AUTH_TOKEN", DEV_AUTH_TOKEN)
 }
 
+/// The script of `--faults`; without one nothing goes wrong.
+pub(super) fn faults(args: &FaultArgs) -> Result<Script, Invalid> {
+    let Some(path) = &args.faults else {
+        return Ok(Script::default());
+    };
+    let invalid = |what: String| Invalid(format!("--faults {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
+    Script::parse(&text).map_err(|error| invalid(error.to_string()))
+}
+
 /// Options of an emulator; a seed that is not given is a fresh one.
 pub(super) fn options(
     listen: SocketAddr,
@@ -92,7 +105,7 @@ pub(super) fn options(
         account_sid: secrets.account_sid().unwrap_or(DEV_ACCOUNT_SID).to_owned(),
         auth_token: secrets.auth_token().unwrap_or(DEV_AUTH_TOKEN).to_owned(),
         api_key: secrets.api_key(),
-        callback_url: callbacks.callback_url.as_ref().map(ToString::to_string),
+        callback_url: callbacks.callback_url.clone(),
         callback_connect: callbacks.callback_connect,
         signing_keys: secrets.signing_keys()?,
         conversations: traffic.conversations,

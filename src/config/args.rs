@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use url::Url;
 
 use super::Invalid;
-use crate::emulator::PartialFields;
+use crate::emulator::{self, PartialFields};
 use crate::replay::Source;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
@@ -55,7 +55,7 @@ pub enum Command {
     Receive(Receive),
     /// The Kafka consumer: run as many as there are partitions.
     Ingest(Ingest),
-    /// The Conversation Orchestrator on loopback: REST, signed callbacks, traffic.
+    /// The Conversation Orchestrator on loopback: REST, signed callbacks, traffic, faults.
     Emulate(Emulate),
     /// Dead letters, or quarantine, back through the pipeline.
     Replay(Replay),
@@ -228,6 +228,8 @@ pub struct Emulate {
     pub traffic: TrafficArgs,
     #[command(flatten)]
     pub service: ServiceArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
 }
 
 /// How the emulated service behaves.
@@ -257,12 +259,21 @@ pub struct ServiceArgs {
 /// Where the emulator's callbacks go.
 #[derive(Debug, Clone, Args)]
 pub struct CallbackArgs {
-    /// URL that callbacks are signed for; without it none are sent.
-    #[arg(long, value_name = "URL", value_parser = public_url)]
-    pub callback_url: Option<PublicUrl>,
+    /// URL that callbacks are signed for; without it none are sent. Its fragment asks for retries
+    /// (`#rc=5&rp=all`), as at Twilio.
+    #[arg(long, value_name = "URL", value_parser = callback_url)]
+    pub callback_url: Option<String>,
     /// Where they really connect, plain HTTP (a laptop has no public host).
     #[arg(long, value_name = "HOST:PORT")]
     pub callback_connect: Option<SocketAddr>,
+}
+
+/// What goes wrong at the emulator.
+#[derive(Debug, Clone, Default, Args)]
+pub struct FaultArgs {
+    /// Script of faults, YAML or JSON: schemas/faults.schema.json, samples in deploy/faults/.
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
 }
 
 /// The emulator's traffic.
@@ -342,6 +353,8 @@ pub struct Sql {
 pub struct Dev {
     #[command(flatten)]
     pub traffic: TrafficArgs,
+    #[command(flatten)]
+    pub faults: FaultArgs,
     /// Root of the lake.
     #[arg(long, value_name = "PATH", default_value = "./lake")]
     pub lake: String,
@@ -412,6 +425,11 @@ fn timestamp(text: &str) -> Result<Timestamp, String> {
 
 fn public_url(text: &str) -> Result<PublicUrl, String> {
     PublicUrl::parse(text).map_err(|error| error.to_string())
+}
+
+fn callback_url(text: &str) -> Result<String, String> {
+    emulator::check_callback_url(text)?;
+    Ok(text.to_owned())
 }
 
 fn origin(text: &str) -> Result<Url, String> {

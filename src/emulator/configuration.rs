@@ -18,7 +18,7 @@ use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::resource::{Channel, StatusCallback, rfc3339};
+use super::resource::{Channel, StatusCallback, rfc3339_seconds};
 
 /// Longest `displayName`, characters.
 pub(crate) const MAX_DISPLAY_NAME: usize = 32;
@@ -65,9 +65,9 @@ pub(crate) struct Configuration {
     pub(crate) settings: Settings,
     /// 1.., one more with each PUT. Conversations keep the version that they were born under.
     pub(crate) version: u64,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     pub(crate) created_at: Timestamp,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     pub(crate) updated_at: Timestamp,
 }
 

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::configuration::{Bridge, ChannelSettings, GroupingType};
 use super::resource::{
     Author, Channel, Communication, Content, Conversation, Participant, Recipient, Status,
-    StatusCallback, rfc3339, rfc3339_or_null,
+    StatusCallback, rfc3339, rfc3339_seconds, rfc3339_seconds_or_null,
 };
 use super::seeds;
 use super::state::Entry;
@@ -136,15 +136,15 @@ pub(crate) struct ConversationView<'a> {
     channels: Option<&'a BTreeSet<Channel>>,
     #[serde(
         skip_serializing_if = "Option::is_none",
-        serialize_with = "rfc3339_or_null"
+        serialize_with = "rfc3339_seconds_or_null"
     )]
     created_at: Option<Timestamp>,
     #[serde(
         skip_serializing_if = "Option::is_none",
-        serialize_with = "rfc3339_or_null"
+        serialize_with = "rfc3339_seconds_or_null"
     )]
     date_created: Option<Timestamp>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     updated_at: Timestamp,
     configuration: ConfigurationView<'a>,
     metadata: &'a BTreeMap<String, String>,
@@ -232,15 +232,15 @@ pub(crate) struct CommunicationView<'a> {
     recipients: Option<&'a [Recipient]>,
     #[serde(
         skip_serializing_if = "Option::is_none",
-        serialize_with = "rfc3339_or_null"
+        serialize_with = "rfc3339_seconds_or_null"
     )]
     created_at: Option<Timestamp>,
     #[serde(
         skip_serializing_if = "Option::is_none",
-        serialize_with = "rfc3339_or_null"
+        serialize_with = "rfc3339_seconds_or_null"
     )]
     date_created: Option<Timestamp>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     updated_at: Timestamp,
     #[serde(serialize_with = "rfc3339")]
     occurred_at: Timestamp,

@@ -3,14 +3,15 @@
 //! One pure state machine (`state`) knows the rules; thin layers put it to work: `rest` turns requests
 //! into commands, and messages and calls of the world outside into what `capture` and `twiml` make of them;
 //! `traffic` makes up conversations and `drive` runs them, `timers` lets happen what is due by
-//! `clock`, `callbacks` sends what the machine announces, `listing` and `pages` show what it holds, `truth`
-//! all of it. Requests, traffic and time take the same way, [`Shared::carry_out`].
+//! `clock`, `callbacks` sends what the machine announces, `listing` and `pages` show what it holds, `page`
+//! shows it to people, `truth` all of it, `faults` spoils answers and callbacks as a script says. Requests, traffic and time take the
+//! same way, [`Shared::carry_out`].
 //!
 //! Guarantees: the seed decides ids, texts, what lists leave out, which callbacks come late or twice. Two
 //! emulators of one seed hold the same closed conversations; only times follow the base time. Every task
 //! is owned by the [`Emulator`] and joined by [`Emulator::finish`].
 //!
-//! Leaves out: injected faults, actions; of TwiML every verb but those that bring a call into a
+//! Leaves out: actions; of TwiML every verb but those that bring a call into a
 //! conversation, and `<Stop>`; what memory stores and Intelligence operators find, of which only the runs are
 //! counted. Everything is in memory and ends with the process.
 //!
@@ -21,8 +22,10 @@ mod capture;
 mod clock;
 mod configuration;
 mod drive;
+mod faults;
 mod listing;
 mod options;
+mod page;
 mod pages;
 mod resource;
 mod rest;
@@ -49,15 +52,18 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tokio::sync::watch;
 
-pub use self::callbacks::{IDEMPOTENCY_HEADER, Retries};
+pub use self::callbacks::IDEMPOTENCY_HEADER;
+pub use self::faults::{BadScript, Script};
 pub use self::listing::PartialFields;
-pub use self::options::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Error, Options};
+pub use self::options::{DEV_ACCOUNT_SID, DEV_AUTH_TOKEN, Error, Options, check_callback_url};
 pub use self::state::MAX_CONVERSATIONS;
 pub use self::traffic::{InvalidProfile, Profile, WINDOW_HOURS};
 
 use self::callbacks::{Outbox, Sender, Settings};
 use self::clock::EmulatedClock;
 use self::drive::Pace;
+use self::faults::Faults;
+use self::faults::wire::{Link, Wires};
 use self::listing::{Partial, Shape};
 use self::resource::StatusCallback;
 use self::state::ingest::{Ingested, Report};
@@ -86,6 +92,8 @@ pub struct Counts {
     pub refused: u64,
     /// Given up without any answer.
     pub unanswered: u64,
+    /// Never sent, by a fault.
+    pub lost: u64,
     /// Deliveries that repeated another on purpose.
     pub duplicate: u64,
     /// Tries after the first.
@@ -117,8 +125,7 @@ impl Emulator {
             .local_addr()
             .map_err(|e| Error::Listen(options.listen, e))?;
         let (outbox, waiting) = Outbox::new();
-        let sender = Sender::new(sending(&options)?, outbox.clone(), stop.clone())
-            .map_err(|error| Error::Client(Box::new(error)))?;
+        let settings = sending(&options)?;
         let (gate, gate_state) = watch::channel(options.gate_open);
         let (over, traffic_over) = watch::channel(false);
         let pace = Pace {
@@ -131,7 +138,9 @@ impl Emulator {
             large: options.large,
             profile: Arc::new(options.profile.clone()),
         };
-        let shared = Arc::new(Shared::new(options, clock, outbox, address));
+        let shared = Arc::new(Shared::new(options, clock, outbox, address, stop.clone()));
+        let sender = Sender::new(settings, Arc::clone(&shared))
+            .map_err(|error| Error::Client(Box::new(error)))?;
         let mut tasks = Tasks::new(stop.clone());
         tasks.spawn("the emulator's callbacks", async move {
             sender.send_all(waiting).await;
@@ -152,7 +161,8 @@ impl Emulator {
         });
         let (routes, until) = (rest::router(Arc::clone(&shared)), stop.clone());
         tasks.spawn("the emulator's REST server", async move {
-            axum::serve(listener, routes)
+            let routes = routes.into_make_service_with_connect_info::<Link>();
+            axum::serve(Wires(listener), routes)
                 .with_graceful_shutdown(async move { until.requested().await })
                 .await?;
             Ok(())
@@ -234,7 +244,6 @@ fn sending(options: &Options) -> Result<Settings, Error> {
         keys,
         duplicates: options.duplicates,
         disorder: options.disorder,
-        retries: options.retries,
     })
 }
 
@@ -247,7 +256,9 @@ struct Shared {
     /// Ids of what is created over REST.
     ids: Mutex<ChaCha8Rng>,
     outbox: Outbox,
+    faults: Faults,
     clock: EmulatedClock,
+    stop: Stop,
     /// Where REST listens.
     address: SocketAddr,
     credentials: Credentials,
@@ -260,7 +271,13 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(options: Options, clock: Clock, outbox: Outbox, address: SocketAddr) -> Self {
+    fn new(
+        options: Options,
+        clock: Clock,
+        outbox: Outbox,
+        address: SocketAddr,
+        stop: Stop,
+    ) -> Self {
         let callbacks: Vec<StatusCallback> = options
             .callback_url
             .iter()
@@ -282,6 +299,8 @@ impl Shared {
             due: watch::Sender::new(None),
             ids: Mutex::new(seeds::generator(options.seed, seeds::REST_STREAM)),
             outbox,
+            faults: Faults::new(options.faults, options.seed),
+            stop,
             clock: EmulatedClock::new(options.start_time, clock),
             address,
             credentials: Credentials {
@@ -408,6 +427,7 @@ impl Shared {
             deliveries_accepted: outcomes.accepted,
             refused: outcomes.refused,
             unanswered: outcomes.unanswered,
+            lost: outcomes.lost,
             duplicate: outcomes.duplicate,
             retries: outcomes.retries,
             api_requests: self.requests.load(Ordering::Relaxed),

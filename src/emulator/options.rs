@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::callbacks::Retries;
+use super::callbacks::overrides;
+use super::faults::Script;
 use super::listing::PartialFields;
 use super::state::{MAX_COMMUNICATIONS, MAX_CONVERSATIONS};
 use super::traffic::Profile;
@@ -36,7 +37,8 @@ pub struct Options {
     pub auth_token: String,
     /// API key and secret, good for REST as well.
     pub api_key: Option<(String, String)>,
-    /// The status callback that conversations begin with: the URL that is signed. `None`: none is sent.
+    /// The status callback that conversations begin with: the URL that is signed, and in its fragment how
+    /// it is tried again (`#rc=5&rp=all`). `None`: none is sent.
     pub callback_url: Option<String>,
     /// Where callbacks really connect, in plain HTTP, with the URL's `Host`.
     pub callback_connect: Option<SocketAddr>,
@@ -67,8 +69,8 @@ pub struct Options {
     pub duplicates: f64,
     /// Share of callbacks that are held back so that others overtake them, 0..1.
     pub disorder: f64,
-    /// How callbacks are tried again.
-    pub retries: Retries,
+    /// What goes wrong.
+    pub faults: Script,
     /// What the traffic is like.
     pub profile: Profile,
     /// Communications of the first conversation, where it shall be a large one.
@@ -101,7 +103,7 @@ impl Options {
             partial_fields: PartialFields::default(),
             duplicates: 0.02,
             disorder: 0.05,
-            retries: Retries::default(),
+            faults: Script::default(),
             profile: Profile::default(),
             large: None,
             gate_open: true,
@@ -134,15 +136,20 @@ impl Options {
         if self.operation_delay > MAX_OPERATION_DELAY {
             return Err(Error::Option("operation-delay", "an hour at most"));
         }
-        if self.retries.attempts == 0 {
-            return Err(Error::Option("retries.attempts", "at least 1"));
-        }
         if let Some(url) = &self.callback_url {
-            let (signed, _) = url.split_once('#').unwrap_or((url, ""));
-            PublicUrl::parse(signed).map_err(Error::CallbackUrl)?;
+            PublicUrl::parse(overrides::without_fragment(url)).map_err(Error::CallbackUrl)?;
         }
         Ok(())
     }
+}
+
+/// Whether callbacks can be sent to `url`: it can be signed, and its fragment asks for nothing unknown.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_callback_url(url: &str) -> Result<(), String> {
+    PublicUrl::parse(overrides::without_fragment(url)).map_err(|error| error.to_string())?;
+    overrides::check(url)
 }
 
 impl fmt::Debug for Options {

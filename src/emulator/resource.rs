@@ -97,15 +97,17 @@ pub(crate) struct Participant {
     pub(crate) id: Arc<str>,
     pub(crate) conversation_id: Arc<str>,
     pub(crate) account_id: Arc<str>,
+    /// Empty where nobody gave one: Twilio's agent-connect package takes no null.
+    #[serde(serialize_with = "text_or_empty")]
     pub(crate) name: Option<Arc<str>>,
     #[serde(rename = "type")]
     pub(crate) kind: ParticipantType,
     /// Only customers have one, and only where the memory store resolves them.
     pub(crate) profile_id: Option<Arc<str>>,
     pub(crate) addresses: Vec<Address>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     pub(crate) created_at: Timestamp,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     pub(crate) updated_at: Timestamp,
 }
 
@@ -207,9 +209,9 @@ pub(crate) struct Communication {
     pub(crate) channel_id: Option<Arc<str>>,
     pub(crate) resource_id: Option<Arc<str>>,
     pub(crate) recipients: Vec<Recipient>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     pub(crate) created_at: Timestamp,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     pub(crate) updated_at: Timestamp,
     #[serde(serialize_with = "rfc3339")]
     pub(crate) occurred_at: Timestamp,
@@ -250,7 +252,33 @@ pub(crate) struct Conversation {
     pub(crate) updated_at: Timestamp,
 }
 
-/// RFC 3339 in UTC, as all times on the wire.
+/// RFC 3339 in UTC without a fraction, as Twilio writes when a resource was created, changed or completed:
+/// its SDK for Python reads no other as a date.
+pub(crate) fn rfc3339_seconds<S: Serializer>(
+    at: &Timestamp,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&whole_seconds(*at))
+}
+
+/// The same, of a time that may be absent.
+pub(crate) fn rfc3339_seconds_or_null<S: Serializer>(
+    at: &Option<Timestamp>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    rfc3339_or_null(&at.map(whole_seconds), serializer)
+}
+
+/// The second that `at` is in.
+pub(crate) fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).expect("it is of a timestamp")
+}
+
+fn text_or_empty<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text.as_deref().unwrap_or(""))
+}
+
+/// RFC 3339 in UTC with its fraction, as times of what happened and was said.
 pub(crate) fn rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(at)
 }

@@ -27,6 +27,8 @@ use crate::table::row::{CommunicationRow, ConversationRow, Recipient, Word};
 
 #[cfg(test)]
 mod emulated;
+#[cfg(test)]
+mod faulted;
 mod fetch;
 mod hash;
 mod rows;

@@ -24,6 +24,26 @@ pub(crate) async fn get(url: &str) -> Result<(u16, String), String> {
     Ok((status, answer.text().await.map_err(whole)?))
 }
 
+/// Another request with a JSON body: status and body, with the account's credentials.
+pub(crate) async fn send_json(
+    method: &str,
+    url: &str,
+    body: &serde_json::Value,
+) -> Result<(u16, String), String> {
+    let [(_, account), (_, token)] = super::ACCOUNT else {
+        unreachable!("two entries");
+    };
+    let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+    let request = client()
+        .request(method, url)
+        .basic_auth(account, Some(token))
+        .header("content-type", "application/json")
+        .body(body.to_string());
+    let answer = request.send().await.map_err(whole)?;
+    let status = answer.status().as_u16();
+    Ok((status, answer.text().await.map_err(whole)?))
+}
+
 /// The JSON of a GET that must succeed.
 pub(crate) async fn get_json(url: &str) -> serde_json::Value {
     let (status, body) = get(url).await.unwrap();

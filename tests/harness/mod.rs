@@ -16,6 +16,7 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Pause between two looks at a condition.
@@ -91,9 +92,33 @@ pub(crate) fn folder() -> TempDir {
 
 /// The account that all processes of a test share, as environment.
 pub(crate) const ACCOUNT: &[(&str, &str)] = &[
-    ("TWILIO_ACCOUNT_SID", "AC00000000000000000000000000000001"),
+    ("TWILIO_ACCOUNT_SID", ACCOUNT_SID),
     ("TWILIO_AUTH_TOKEN", AUTH_TOKEN),
 ];
 
+/// Its SID.
+pub(crate) const ACCOUNT_SID: &str = "AC00000000000000000000000000000001";
+
 /// Its token, which signs callbacks.
 pub(crate) const AUTH_TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// An API key of the account and its secret, which the emulator of an [`Orchestrator`] takes as well.
+///
+/// [`Orchestrator`]: roles::Orchestrator
+pub(crate) const API_KEY: (&str, &str) = (
+    "SK00000000000000000000000000000001",
+    "fedcba9876543210fedcba9876543210",
+);
+
+/// `value` without its fields that are null, at any depth: an SDK cannot tell them from none.
+pub(crate) fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, field)| !field.is_null())
+            .map(|(name, field)| (name, without_nulls(field)))
+            .collect(),
+        Value::Array(items) => items.into_iter().map(without_nulls).collect(),
+        value => value,
+    }
+}

@@ -1,4 +1,4 @@
-//! The real parts: a foreign Python, Twilio's SDK, and Apache Kafka as a process of the test.
+//! The real parts: a foreign Python, Twilio's SDKs, a browser, and Apache Kafka as a process of the test.
 //!
 //! Each is fetched by its script in `tests/parts/`. Where that fails, `None` after printing why, or a
 //! panic with `CI=true`: a part that silently stayed away would leave its claims untested for ever.
@@ -24,13 +24,19 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Longest silence while reading a topic to its end.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
-/// The interpreter of a Python with DuckDB, delta-rs, pyarrow, jsonschema and Twilio's SDK.
+/// The interpreter of a Python with DuckDB, delta-rs, pyarrow, jsonschema and Twilio's packages.
 pub(crate) fn python() -> Option<&'static Path> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     part("python", &FOUND)
 }
 
-/// The `node_modules` folder with Twilio's SDK, for NODE_PATH.
+/// Debian's Chromium.
+pub(crate) fn chromium() -> Option<&'static Path> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    part("chromium", &FOUND)
+}
+
+/// The `node_modules` folder with Twilio's SDK and what drives a browser, for NODE_PATH.
 pub(crate) fn node_modules() -> Option<&'static Path> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     part("node", &FOUND)

@@ -3,6 +3,7 @@
 //! Owns the child and the threads that read its output. Guarantees: dropping the value kills that child
 //! by its own id and reaps it, and when the test is failing prints everything the child wrote.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -215,6 +216,21 @@ pub(crate) fn run(name: &str, command: &mut Command) -> Result<String, String> {
         "{name}: {}\n---- standard output\n{stdout}---- standard error\n{stderr}",
         output.status
     ))
+}
+
+/// Runs `command` to its end with `input` as its standard input, and gives what it printed. It talks to
+/// loopback, whatever proxy this machine has.
+///
+/// Panics with all that it wrote where it fails.
+pub(crate) fn run_with(name: &str, command: &mut Command, input: &str) -> String {
+    let folder = super::folder();
+    let file = folder.path().join("input");
+    std::fs::write(&file, input).unwrap();
+    command
+        .env("NO_PROXY", "127.0.0.1")
+        .env("no_proxy", "127.0.0.1")
+        .stdin(File::open(&file).unwrap());
+    run(name, command).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// A path as an argument.

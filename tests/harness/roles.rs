@@ -1,11 +1,14 @@
 //! The program's roles, each a process with its listeners on free ports.
 
 use std::path::Path;
+use std::time::Duration;
 
-use super::http::{Callback, signed_callback};
+use serde_json::Value;
+
+use super::http::{Callback, get_json, send_json, signed_callback};
 use super::parts::Kafka;
 use super::process::{Process, arg, convolake};
-use super::{ACCOUNT, AUTH_TOKEN, free_address};
+use super::{ACCOUNT, API_KEY, AUTH_TOKEN, free_address, until};
 
 /// The URL that callbacks are signed for; nothing resolves it.
 pub(crate) const PUBLIC_URL: &str = "https://hooks.example.test/twilio/callbacks";
@@ -13,6 +16,11 @@ pub(crate) const PUBLIC_URL: &str = "https://hooks.example.test/twilio/callbacks
 pub(crate) const TOPIC: &str = "convolake.events";
 /// Its partitions.
 pub(crate) const PARTITIONS: &str = "12";
+
+/// Longest time of an operation of the emulator.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Longest time to all conversations of an emulator.
+const TRAFFIC_LIMIT: Duration = Duration::from_secs(60);
 
 /// `convolake receive`.
 #[derive(Debug)]
@@ -124,10 +132,10 @@ impl Orchestrator {
         seed: u64,
         rate: u32,
     ) -> Orchestrator {
-        let rate = rate.to_string();
+        let (rate, url) = (rate.to_string(), format!("{PUBLIC_URL}#rc=5&rp=all"));
         let flags = [
             "--callback-url",
-            PUBLIC_URL,
+            &url,
             "--callback-connect",
             connect,
             "--rate",
@@ -149,9 +157,53 @@ impl Orchestrator {
             "--seed",
             &seed,
         ];
-        let mut process = convolake(&[&own, flags].concat(), ACCOUNT);
+        let key = [
+            ("TWILIO_API_KEY", API_KEY.0),
+            ("TWILIO_API_SECRET", API_KEY.1),
+        ];
+        let mut process = convolake(&[&own, flags].concat(), &[ACCOUNT, &key].concat());
         let truth = format!("http://{address}/emulator/truth");
         process.wait_answer(&truth).await;
         Orchestrator { process, address }
+    }
+
+    /// Waits until it has closed `count` conversations, and gives them as they really are.
+    pub(crate) async fn closed(&self, count: usize) -> Vec<Value> {
+        until("conversations are closed", TRAFFIC_LIMIT, async || {
+            let truth = get_json(&format!("http://{}/emulator/truth", self.address)).await;
+            let closed = truth["conversations"].as_array().unwrap();
+            match closed.len() {
+                found if found >= count => Ok(closed.clone()),
+                found => Err(format!("{found} of {count}")),
+            }
+        })
+        .await
+    }
+
+    /// Creates `configuration` and gives its id, once the operation is completed.
+    pub(crate) async fn configure(&self, configuration: &Value) -> String {
+        let created = self
+            .send("POST", "/ControlPlane/Configurations", configuration)
+            .await;
+        let url = created["statusUrl"].as_str().unwrap();
+        until("the configuration is there", ANSWER_LIMIT, async || {
+            let operation = get_json(url).await;
+            match &operation["related"]["configurationId"] {
+                Value::String(id) if operation["status"] == "COMPLETED" => Ok(id.clone()),
+                _ => Err(operation.to_string()),
+            }
+        })
+        .await
+    }
+
+    /// A request with a JSON body to `path` under `/v2`, which must succeed; its answer.
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &Value) -> Value {
+        let url = format!("http://{}/v2{path}", self.address);
+        let (status, answer) = send_json(method, &url, body).await.unwrap();
+        assert!(
+            (200..300).contains(&status),
+            "{method} {url}: {status} {answer}"
+        );
+        serde_json::from_str(&answer).unwrap()
     }
 }

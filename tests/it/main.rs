@@ -35,6 +35,9 @@ mod spool;
 // What others do wrong: poison, an API that lies, Kafka and credentials that are not there.
 mod faults;
 
+// What the emulator can be told to do wrong, with the whole pipeline behind it.
+mod fault_scripts;
+
 // What an operator heals afterwards: replay, reconcile, verify.
 mod heal;
 
@@ -46,3 +49,14 @@ mod cli;
 
 // Requests signed by Twilio's own code.
 mod twilio_sdk;
+
+// Twilio's own clients against the emulator: every step of Twilio's documents.
+mod agent_connect;
+mod official_sdks;
+mod samples;
+
+// The emulator's page in a browser.
+mod page;
+
+// From a capture rule to a row in DuckDB, as somebody new would go.
+mod newcomer;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Twilio's own SDK for Node.js, whose code signs the requests that we verify. Prints the node_modules
-# folder, to be given to node as NODE_PATH.
+# Twilio's own SDK for Node.js, whose code signs the requests that we verify and asks the emulator, and what
+# drives a browser. Prints the node_modules folder, to be given to node as NODE_PATH.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need flock node npm sha256sum

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A Python with DuckDB and its Delta extension, delta-rs, pyarrow and Twilio's SDK: the readers that are
-# not ours. Prints the path of its interpreter.
+# A Python with DuckDB and its Delta extension, delta-rs, pyarrow and Twilio's packages: the readers and
+# clients that are not ours. Prints the path of its interpreter.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need flock python3 sha256sum

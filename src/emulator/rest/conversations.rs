@@ -137,9 +137,9 @@ async fn create_conversation(
 struct ChangeConversation {
     #[serde(default)]
     status: Option<Status>,
-    /// Absent leaves it, null takes it away.
-    #[serde(default, deserialize_with = "present")]
-    name: Option<Option<Arc<str>>>,
+    /// A null leaves it as nothing does: Twilio's SDK for Python writes one where it was given nothing.
+    #[serde(default)]
+    name: Option<Arc<str>>,
     #[serde(default)]
     configuration: Option<ChangeConfiguration>,
     #[serde(default)]
@@ -151,12 +151,6 @@ struct ChangeConversation {
 struct ChangeConfiguration {
     #[serde(default)]
     status_callbacks: Option<Vec<StatusCallback>>,
-}
-
-fn present<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<Arc<str>>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
 }
 
 async fn change_conversation(
@@ -176,7 +170,7 @@ async fn change_conversation(
     }
     let change = Change {
         status: new.status,
-        name: new.name,
+        name: new.name.map(Some),
         callbacks: callbacks.map(Arc::from),
         metadata: MetadataChange::Merge(metadata),
     };

@@ -21,7 +21,7 @@ use super::super::Shared;
 use super::super::capture::{CallType, End};
 use super::super::configuration::{Invalid, at_most};
 use super::super::resource::{Channel, ParticipantType};
-use super::super::state::ingest::{Call, Message, Utterance};
+use super::super::state::ingest::{Call, Message, Report, Utterance};
 use super::super::twiml::{self, Malformed};
 use super::{Answer, Problem, Sent, json, json_answer};
 
@@ -48,9 +48,10 @@ pub(super) fn routes() -> Router<Arc<Shared>> {
         .route("/bill", get(bill))
 }
 
+/// The body of a message.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NewMessage {
+pub(in crate::emulator) struct NewMessage {
     channel: Channel,
     from: Arc<str>,
     to: Arc<str>,
@@ -68,7 +69,15 @@ struct NewMessage {
 }
 
 async fn message(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Sent) -> Answer {
-    let new: NewMessage = json(&headers, body)?;
+    let report = take_message(&shared, json(&headers, body)?).await?;
+    Ok(json_answer(StatusCode::OK, &report))
+}
+
+/// Takes a message in, and says what became of it.
+pub(in crate::emulator) async fn take_message(
+    shared: &Shared,
+    new: NewMessage,
+) -> Result<Report, Problem> {
     check_ends(&new.from, &new.to)?;
     let chat = new.channel == Channel::Chat;
     if !chat && !matches!(new.channel, Channel::Sms | Channel::Rcs | Channel::Whatsapp) {
@@ -98,12 +107,13 @@ async fn message(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Se
         customer: new.customer,
     };
     let report = shared.take_in(|state, seed, at| state.message(&message, seed, at));
-    Ok(json_answer(StatusCode::OK, &report.await))
+    Ok(report.await)
 }
 
+/// The body of a call.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct NewCall {
+pub(in crate::emulator) struct NewCall {
     from: Arc<str>,
     to: Arc<str>,
     #[serde(default)]
@@ -144,7 +154,15 @@ struct NewUtterance {
 }
 
 async fn call(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Sent) -> Answer {
-    let new: NewCall = json(&headers, body)?;
+    let report = take_call(&shared, json(&headers, body)?).await?;
+    Ok(json_answer(StatusCode::OK, &report))
+}
+
+/// Takes a call in, and says what became of it.
+pub(in crate::emulator) async fn take_call(
+    shared: &Shared,
+    new: NewCall,
+) -> Result<Report, Problem> {
     check_ends(&new.from, &new.to)?;
     let texts = match new.twiml {
         Twiml::One(text) => vec![text],
@@ -162,7 +180,7 @@ async fn call(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Sent)
         documents,
     };
     let report = shared.take_in(|state, seed, at| state.call(&call, seed, at));
-    Ok(json_answer(StatusCode::OK, &report.await))
+    Ok(report.await)
 }
 
 fn utterances(new: Vec<NewUtterance>, documents: usize) -> Result<Vec<Utterance>, Problem> {

@@ -37,9 +37,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use self::problem::Problem;
-use super::Shared;
+pub(super) use self::ingress::{NewCall, NewMessage, take_call, take_message};
+pub(crate) use self::problem::Problem;
 use super::configuration::{Invalid, without_nulls};
+use super::faults::rest::spoil;
+use super::{Shared, page};
 
 /// Largest request body.
 pub(crate) const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -51,10 +53,12 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .nest("/ControlPlane", control_plane::routes())
         .fallback(async || Problem::not_found("resource at this path"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("Method not allowed"))
+        .layer(from_fn_with_state(Arc::clone(&shared), spoil))
         .layer(from_fn_with_state(Arc::clone(&shared), admit));
     Router::new()
         .nest("/v2", v2)
         .nest("/emulator", controls::routes().merge(ingress::routes()))
+        .merge(page::routes())
         .fallback(async || Problem::not_found("resource at this path"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed("Method not allowed"))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -138,7 +142,8 @@ fn object(headers: &HeaderMap, body: Sent) -> Result<Map<String, Value>, Problem
     }
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
+/// What `value` says, as the fields of a request.
+pub(super) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
     Ok(serde_path_to_error::deserialize(value).map_err(Invalid::from)?)
 }
 
@@ -150,13 +155,7 @@ fn value(headers: &HeaderMap, body: Sent) -> Result<Value, Problem> {
     if !essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json")) {
         return Err(Problem::unsupported_media_type());
     }
-    let body = body.map_err(|rejection| {
-        Problem::new(
-            rejection.status(),
-            20_000 + u32::from(rejection.status().as_u16()),
-            rejection.body_text(),
-        )
-    })?;
+    let body = body.map_err(Problem::unreadable)?;
     serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_request(format!("the body: is no JSON: {error}")))
 }

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -18,24 +19,30 @@ use super::json_answer;
 
 /// An error as Twilio words them.
 #[derive(Debug)]
-pub(super) struct Problem {
-    status: StatusCode,
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
     /// Twilio's error number; where it publishes none, 20000 and the status.
     code: u32,
-    message: String,
+    pub(crate) message: String,
     /// The living conversation that stands in the way.
     conflicting: Option<Arc<str>>,
 }
 
 impl Problem {
     /// Any other status.
-    pub(super) fn new(status: StatusCode, code: u32, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: u32, message: impl Into<String>) -> Self {
         Problem {
             status,
             code,
             message: message.into(),
             conflicting: None,
         }
+    }
+
+    /// A body that is too large or cut short.
+    pub(super) fn unreadable(rejection: BytesRejection) -> Self {
+        let code = 20_000 + u32::from(rejection.status().as_u16());
+        Problem::new(rejection.status(), code, rejection.body_text())
     }
 
     /// 400.
@@ -50,7 +57,7 @@ impl Problem {
     }
 
     /// 404.
-    pub(super) fn not_found(what: &str) -> Self {
+    pub(crate) fn not_found(what: &str) -> Self {
         Problem::new(StatusCode::NOT_FOUND, 20_404, format!("There is no {what}"))
     }
 

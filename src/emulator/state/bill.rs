@@ -29,25 +29,25 @@ pub(crate) const MAX_COUNTED_IDS: usize = 1_000;
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Bill {
-    speech: Speech,
+    pub(crate) speech: Speech,
     /// By Intelligence configuration.
-    operators: BTreeMap<Arc<str>, OperatorRuns>,
+    pub(crate) operators: BTreeMap<Arc<str>, OperatorRuns>,
     /// By memory store.
-    extractions: BTreeMap<Arc<str>, Extractions>,
+    pub(crate) extractions: BTreeMap<Arc<str>, Extractions>,
     /// Messages and calls that more than one capture rule took.
-    unexpected_groupings: u64,
-    calls: VecDeque<CallLine>,
+    pub(crate) unexpected_groupings: u64,
+    pub(crate) calls: VecDeque<CallLine>,
     forgotten_calls: u64,
 }
 
 /// Sums of speech recognition. Minutes are begun minutes, of each engine on each call.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Speech {
-    capture_rule_minutes: u64,
-    conversation_relay_minutes: u64,
-    transcription_minutes: u64,
-    double_billed_calls: u64,
+pub(crate) struct Speech {
+    pub(crate) capture_rule_minutes: u64,
+    pub(crate) conversation_relay_minutes: u64,
+    pub(crate) transcription_minutes: u64,
+    pub(crate) double_billed_calls: u64,
 }
 
 /// Runs of one Intelligence configuration's operators.

@@ -100,6 +100,8 @@ pub(crate) enum Effect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Announcement {
     pub(crate) conversation_id: Arc<str>,
+    /// The conversation's number, from 1 in the order of creation.
+    pub(crate) number: u64,
     /// 0.. in the conversation, counting events that nobody listened to as well.
     pub(crate) sequence: u32,
     pub(crate) event_type: &'static str,

@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::super::configuration::{Configuration, Settings};
-use super::super::resource::{rfc3339, rfc3339_or_null};
+use super::super::resource::{rfc3339_seconds, rfc3339_seconds_or_null};
 use super::{Applied, Refusal, State, within};
 
 /// Configurations of an account (Twilio's limit).
@@ -304,11 +304,11 @@ pub(crate) struct Operation {
     #[serde(rename = "operationId")]
     pub(crate) id: Arc<str>,
     pub(crate) status: Progress,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     pub(crate) created_at: Timestamp,
     #[serde(
         skip_serializing_if = "Option::is_none",
-        serialize_with = "rfc3339_or_null"
+        serialize_with = "rfc3339_seconds_or_null"
     )]
     pub(crate) completed_at: Option<Timestamp>,
     #[serde(serialize_with = "related")]

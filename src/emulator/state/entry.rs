@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::super::resource::{
-    Channel, Communication, Conversation, NewParticipant, Participant, Status, rfc3339,
+    Channel, Communication, Conversation, NewCommunication, NewParticipant, Participant, Status,
+    rfc3339, rfc3339_seconds,
 };
 use super::grouping::{self, Key, Party};
 use super::timeouts::Traffic;
@@ -23,6 +24,8 @@ use crate::event::event_type;
 /// A conversation with all that belongs to it.
 #[derive(Debug)]
 pub(crate) struct Entry {
+    /// From 1 in the order of creation.
+    pub(crate) number: u64,
     pub(crate) conversation: Conversation,
     pub(crate) participants: Vec<Participant>,
     /// In the order of capture.
@@ -47,8 +50,9 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// A conversation without anything said.
-    pub(super) fn new(conversation: Conversation, grows: bool) -> Self {
+    pub(super) fn new(number: u64, conversation: Conversation, grows: bool) -> Self {
         Entry {
+            number,
             traffic: Traffic::none(conversation.created_at),
             grows,
             claimed: Vec::new(),
@@ -156,6 +160,27 @@ impl Entry {
         }
     }
 
+    /// Names the participants whose addresses `new` has, where its sender did not: readers look for them.
+    pub(super) fn identify(&self, new: &mut NewCommunication) {
+        let of = |channel: Channel, address: &str| {
+            let mut participants = self.participants.iter();
+            let found = participants.find(|participant| {
+                let mut addresses = participant.addresses.iter();
+                addresses.any(|own| own.channel == channel && *own.address == *address)
+            });
+            found.map(|participant| Arc::clone(&participant.id))
+        };
+        let author = &mut new.author;
+        if author.participant_id.is_none() {
+            author.participant_id = of(author.channel, &author.address);
+        }
+        for recipient in &mut new.recipients {
+            if recipient.participant_id.is_none() {
+                recipient.participant_id = of(recipient.channel, &recipient.address);
+            }
+        }
+    }
+
     /// Nothing more will be captured: gives back what only that needs.
     pub(super) fn seal(&mut self) {
         self.resources = HashMap::new();
@@ -224,6 +249,7 @@ impl Entry {
         );
         Some(Effect::Announce(Announcement {
             conversation_id: Arc::clone(&self.conversation.id),
+            number: self.number,
             sequence,
             event_type,
             body: body.into(),
@@ -250,8 +276,8 @@ struct ConversationData<'a> {
     status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     created_at: Timestamp,
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(serialize_with = "rfc3339_seconds")]
     updated_at: Timestamp,
 }

@@ -33,11 +33,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::configuration::Configuration;
 use super::resource::{
     Communication, Conversation, DeliveryStatus, NewCommunication, NewParticipant, Status,
-    StatusCallback,
+    StatusCallback, whole_seconds,
 };
 use crate::event::event_type;
 
-pub(crate) use self::bill::Bill;
+pub(crate) use self::bill::{Bill, CallLine, Source};
 pub(crate) use self::command::{
     Announcement, Applied, Change, Command, Effect, MetadataChange, Refusal,
 };
@@ -329,7 +329,8 @@ impl State {
         }
         let id = Arc::clone(&conversation.id);
         let at = conversation.created_at;
-        let mut entry = Entry::new(conversation, participants.is_empty());
+        let number = self.tally.conversations + 1;
+        let mut entry = Entry::new(number, conversation, participants.is_empty());
         let mut effects = Vec::new();
         effects.extend(entry.announce_self(event_type::CONVERSATION_CREATED, &self.account_id, at));
         for (participant_id, participant) in participants {
@@ -352,7 +353,7 @@ impl State {
         &mut self,
         conversation: &str,
         id: Arc<str>,
-        new: NewCommunication,
+        mut new: NewCommunication,
         at: Timestamp,
     ) -> Result<Applied, Refusal> {
         if self.communications.contains_key(&id) {
@@ -366,6 +367,7 @@ impl State {
             "communications",
         )?;
         let at = entry.advance(at);
+        entry.identify(&mut new);
         let mut effects = Vec::new();
         effects.extend(entry.wake(&account_id, at));
         entry.traffic.on(new.author.channel, at);
@@ -400,7 +402,7 @@ impl State {
             recipients: new.recipients,
             created_at: at,
             updated_at: at,
-            occurred_at: new.occurred_at.unwrap_or(at),
+            occurred_at: new.occurred_at.unwrap_or_else(|| whole_seconds(at)),
         };
         effects.extend(entry.announce(event_type::COMMUNICATION_CREATED, at, &communication));
         entry.communications.push(communication);

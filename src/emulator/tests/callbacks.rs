@@ -83,11 +83,8 @@ async fn what_nobody_answers_is_counted_and_given_up() {
     let address = unused.local_addr().unwrap();
     drop(unused);
     let running = Running::played(Options {
-        retries: Retries {
-            attempts: 2,
-            ..Retries::default()
-        },
         duplicates: 0.0,
+        callback_url: Some(PUBLIC_URL.to_owned()),
         ..calling(1, address)
     })
     .await;

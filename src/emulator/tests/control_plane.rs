@@ -99,8 +99,8 @@ async fn a_configuration_is_made_by_an_operation_that_alone_tells_its_id() {
     assert_eq!(completed["status"], "COMPLETED");
     assert_eq!(completed["createdAt"], "2026-11-22T12:30:00Z");
     assert_eq!(
-        completed["completedAt"], "2026-11-22T12:30:00.2Z",
-        "when it was due"
+        completed["completedAt"], "2026-11-22T12:30:00Z",
+        "when it was due, to the second"
     );
     let id = completed["related"]["configurationId"].as_str().unwrap();
     let (status, made) = running.get(&format!("{CONFIGURATIONS}/{id}")).await;

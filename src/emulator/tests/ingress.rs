@@ -185,7 +185,7 @@ async fn unattended() -> Arc<Shared> {
     };
     let address = ([127, 0, 0, 1], 1).into();
     let clock = Clock::from_fn(running_clock);
-    let shared = Arc::new(Shared::new(options, clock, outbox, address));
+    let shared = Arc::new(Shared::new(options, clock, outbox, address, Stop::new()));
     let settings = json!({
         "displayName": "test",
         "conversationGroupingType": "GROUP_BY_PROFILE",

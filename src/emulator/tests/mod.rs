@@ -2,11 +2,13 @@
 //!
 //! Lists, pages and what they leave out go into `lists`; what callbacks are and what becomes of them into
 //! `callbacks`; what a conversation goes through into `life`; configurations and operations into
-//! `control_plane`; traffic from outside into `ingress`; the clock into `time`; what is refused into `wrong`.
+//! `control_plane`; traffic from outside into `ingress`; the clock into `time`; what is refused into `wrong`;
+//! what goes wrong on purpose into `faults`.
 //! Here is what they share.
 
 mod callbacks;
 mod control_plane;
+mod faults;
 mod ingress;
 mod life;
 mod lists;
@@ -56,7 +58,11 @@ impl Running {
         Running {
             emulator: Emulator::start(options, clock, stop.clone()).unwrap(),
             stop,
-            client: reqwest::Client::builder().no_proxy().build().unwrap(),
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .unwrap(),
         }
     }
 
