@@ -119,7 +119,8 @@ pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
     }
     let mut late = Vec::new();
     for claim in rig.case.claims {
-        check(rig, claim, &figures, &mut broken, &mut late);
+        late.extend(missed(claim, &figures));
+        check(rig, claim, &figures, &mut broken);
     }
     Findings {
         figures,
@@ -421,18 +422,9 @@ fn number(counts: &Value, name: &str) -> u64 {
         .unwrap_or_else(|| panic!("audit.py: no {name} in {counts}"))
 }
 
-fn check(
-    rig: &mut Rig<'_>,
-    claim: &Claim,
-    figures: &Figures,
-    broken: &mut Vec<String>,
-    late: &mut Vec<String>,
-) {
-    let mut claim_that = |holds: bool, why: String| {
-        if !holds {
-            broken.push(why);
-        }
-    };
+/// Time limits of a claim that were missed.
+fn missed(claim: &Claim, figures: &Figures) -> Vec<String> {
+    let mut late = Vec::new();
     match *claim {
         Claim::Answers(p99, longest) => {
             for (name, limit, found) in [
@@ -451,6 +443,20 @@ fn check(
                 late.push(format!("first 2xx after {found:.1} s, limit {limit:?}"));
             }
         }
+        _ => {}
+    }
+    late
+}
+
+fn check(rig: &mut Rig<'_>, claim: &Claim, figures: &Figures, broken: &mut Vec<String>) {
+    let mut claim_that = |holds: bool, why: String| {
+        if !holds {
+            broken.push(why);
+        }
+    };
+    match *claim {
+        // Reported by `missed`.
+        Claim::Answers(..) | Claim::FirstOk(_) => {}
         Claim::Refuses => claim_that(figures.refused > 0, "nothing was refused".to_owned()),
         Claim::DeadLetters(count) => claim_that(
             figures.dlq == u64::from(count),

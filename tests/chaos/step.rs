@@ -15,7 +15,8 @@ use crate::harness::process::{Process, STOP_LIMIT};
 use crate::harness::{AUTH_TOKEN, until};
 use crate::oracle;
 use crate::plan::{Place, Step, Times, Under, Who};
-use crate::rig::{Cut, Rig, Role};
+use crate::rig::{Cut, Rig};
+use crate::role::Role;
 
 /// Longest wait for anything to go on between two kills.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
@@ -86,15 +87,7 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
             let forbidden = rig.ledger.forbidden();
             assert_eq!(forbidden, 0, "good callbacks were forbidden");
         }
-        Step::Forbidden(limit) => {
-            until("the old key is forbidden", limit, async || {
-                match rig.ledger.forbidden() {
-                    0 => Err("none is".to_owned()),
-                    _ => Ok(()),
-                }
-            })
-            .await;
-        }
+        Step::Forbidden(limit) => forbidden(rig, limit).await,
         Step::Api(schedule) => edit::api(rig, schedule).await,
         Step::Edit(what) => edit::lake(rig, what),
         Step::Command(args) => command(rig, args).await,
@@ -335,6 +328,16 @@ async fn leave(rig: &mut Rig<'_>, count: u32) {
         rig.times += 1;
     }
     rig.over();
+}
+
+async fn forbidden(rig: &mut Rig<'_>, limit: Duration) {
+    until("the old key is forbidden", limit, async || {
+        match rig.ledger.forbidden() {
+            0 => Err("none is".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
 }
 
 async fn ended(rig: &mut Rig<'_>, who: Who, limit: Duration) {

@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use super::process::{Process, arg, run};
 use super::{POLL_INTERVAL, folder, free_port, until};
 
-/// Longest start of a broker; 6 s on an idle machine of two cores.
-const BROKER_LIMIT: Duration = Duration::from_secs(90);
+/// Longest start of a broker; 6 s on an idle machine of two cores, and more than 90 s were seen on a busy one.
+const BROKER_LIMIT: Duration = Duration::from_secs(240);
 /// Longest answer of a broker that is up.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Longest silence while reading a topic to its end.
