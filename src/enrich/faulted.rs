@@ -168,7 +168,7 @@ async fn check(sample: &str, expected: [Fate; CONVERSATIONS]) {
 /// Retries meet another answer.
 #[tokio::test]
 async fn what_passes_leaves_nothing_out() {
-    for sample in [
+    let samples = [
         "throttled",
         "server-errors",
         "reset",
@@ -177,9 +177,9 @@ async fn what_passes_leaves_nothing_out() {
         "wrong-types",
         "redirected",
         "hanging",
-    ] {
-        check(sample, [Whole; CONVERSATIONS]).await;
-    }
+    ];
+    let checks = samples.map(|sample| check(sample, [Whole; CONVERSATIONS]));
+    futures::future::join_all(checks).await;
 }
 
 /// What lists leave out or repeat is fetched one by one or merged.

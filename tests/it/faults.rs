@@ -356,12 +356,12 @@ async fn a_conversation_of_50_000_communications_is_complete_in_bounded_memory()
     let folder = folder();
     let lake = folder.path().join("lake");
     let mut receiver = Receiver::start(&kafka).await;
-    let large = LARGE.to_string();
+    let (large, url) = (LARGE.to_string(), format!("{PUBLIC_URL}#rc=5&rp=all"));
     let flags = [
         "--large",
         &large,
         "--callback-url",
-        PUBLIC_URL,
+        &url,
         "--callback-connect",
         &receiver.address,
     ];

@@ -172,6 +172,118 @@ async fn the_page_keeps_to_itself() {
     }
 }
 
+#[tokio::test]
+async fn a_form_says_what_became_of_it() {
+    let emulator = Orchestrator::with(1, 23, &[]).await;
+    emulator.closed(1).await;
+    emulator.configure(&configuration()).await;
+    let base = format!("http://{}", emulator.address);
+    let client = http::pooled_client();
+    let fill = async |form: &str, fields: &[(&str, &str)]| {
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(fields)
+            .finish();
+        let request = client
+            .post(format!("{base}/emulator/forms/{form}"))
+            .header("content-type", "application/x-www-form-urlencoded");
+        let answer = request.body(body).send().await.unwrap();
+        let location = answer.headers().get("location");
+        let location = location.map(|to| to.to_str().unwrap().to_owned());
+        (
+            answer.status().as_u16(),
+            location,
+            answer.text().await.unwrap(),
+        )
+    };
+    let read = async |path: &str| http::get(&format!("{base}{path}")).await.unwrap().1;
+
+    let stranger = [
+        ("channel", "SMS"),
+        ("from", "+15550001"),
+        ("to", "+15550002"),
+        ("text", "x"),
+    ];
+    let (status, to, _) = fill("message", &stranger).await;
+    assert_eq!(
+        (status, to.as_deref()),
+        (303, Some("/emulator/?note=not-captured"))
+    );
+    assert!(
+        read("/emulator/?note=not-captured")
+            .await
+            .contains("Nothing was captured")
+    );
+
+    let twiml = format!(
+        "<Response><Start><Transcription conversationConfiguration=\"{}\"/></Start></Response>",
+        emulator.configure(&configuration()).await
+    );
+    let call = [
+        ("from", CUSTOMER),
+        ("to", NUMBER),
+        ("callType", "PSTN"),
+        ("utterances", "Hello?\r\n\r\nHow can I help?"),
+        ("twiml", &twiml),
+    ];
+    let (status, to, _) = fill("call", &call).await;
+    assert_eq!(
+        (status, to.as_deref()),
+        (303, Some("/emulator/?note=double-billed"))
+    );
+    let front = read("/emulator/?note=double-billed").await;
+    for shown in [
+        "recognised twice",
+        "billed twice",
+        "Transcription",
+        "a capture rule",
+    ] {
+        assert!(front.contains(shown), "{shown}: {front}");
+    }
+    for (form, fields, wanted) in [
+        (
+            "call",
+            &[
+                ("from", "a"),
+                ("to", "b"),
+                ("callType", "PSTN"),
+                ("utterances", "x"),
+                ("twiml", "<Resp"),
+            ][..],
+            "TwiML",
+        ),
+        (
+            "message",
+            &[
+                ("channel", "VOICE"),
+                ("from", "a"),
+                ("to", "b"),
+                ("text", "<i>"),
+            ],
+            "calls have a route",
+        ),
+        (
+            "clock",
+            &[("amount", "99999999999"), ("unit", "86400")],
+            "advanceSeconds",
+        ),
+    ] {
+        let (status, _, html) = fill(form, fields).await;
+        assert_eq!(status, 400, "{form}: {html}");
+        assert!(
+            html.contains("That cannot be done") && html.contains(wanted),
+            "{form}: {html}"
+        );
+        assert!(!html.contains("<i>"), "{form}: {html}");
+    }
+    let (status, _, html) = fill("clock", &[("amount", "many"), ("unit", "1")]).await;
+    assert!((400..500).contains(&status), "{status}: {html}");
+    assert!(
+        read("/emulator/?status=CLOSED&refresh=5")
+            .await
+            .contains("http-equiv=\"refresh\"")
+    );
+}
+
 fn configuration() -> Value {
     let rules = json!([{"from": "*", "to": NUMBER}, {"from": NUMBER, "to": "*"}]);
     json!({

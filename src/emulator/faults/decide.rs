@@ -177,3 +177,6 @@ fn holds<const MAX: usize>(
         && every.is_none_or(|every| count.is_multiple_of(every.get()))
         && probability.is_none_or(|share| seeds::falls(draw, share.get()))
 }
+
+#[cfg(test)]
+mod tests;

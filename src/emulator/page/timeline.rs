@@ -129,6 +129,53 @@ impl Window {
 mod tests {
     use super::*;
 
+    fn delivery(event_type: &'static str, body: &'static str) -> Delivery {
+        Delivery {
+            token: String::new(),
+            event_type,
+            conversation_id: "conv_conversation_1".into(),
+            url: "https://hooks.example.test/twilio".into(),
+            method: "POST",
+            duplicate: false,
+            fault: None,
+            accepted: true,
+            headers: Vec::new(),
+            body: body.into(),
+            attempts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn deliveries_that_ended_in_any_order_stand_in_that_of_their_events() {
+        let first = r#"{"timestamp": "2026-11-22T10:00:00Z", "data": {"status": "ACTIVE"}}"#;
+        let last = r#"{"timestamp": "2026-11-22T10:00:01Z", "data": {"status": "CLOSED"}}"#;
+        let deliveries = [
+            delivery(event_type::CONVERSATION_UPDATED, last),
+            delivery(
+                event_type::COMMUNICATION_CREATED,
+                "{\"timestamp\": \"2026-11-2",
+            ),
+            delivery(event_type::PARTICIPANT_ADDED, first),
+            delivery(event_type::CONVERSATION_CREATED, first),
+        ];
+        let all = of(&[], &deliveries);
+        let seen: Vec<_> = all
+            .iter()
+            .map(|(_, happened)| match happened {
+                Happened::Told(delivery, event) => (delivery.event_type, event.status.as_deref()),
+                Happened::Said(_) => unreachable!("nothing was said"),
+            })
+            .collect();
+        let expected = [
+            (event_type::CONVERSATION_CREATED, Some("ACTIVE")),
+            (event_type::PARTICIPANT_ADDED, Some("ACTIVE")),
+            // Half a body has no time of its own, and stands where the one before it stands.
+            (event_type::COMMUNICATION_CREATED, None),
+            (event_type::CONVERSATION_UPDATED, Some("CLOSED")),
+        ];
+        assert_eq!(seen, expected);
+    }
+
     #[test]
     fn pages_of_a_list_hold_each_item_once_and_lead_both_ways() {
         for of in [0, 1, 49, 50, 51, 100, 149] {

@@ -570,6 +570,51 @@ async fn retries_are_a_property_of_the_url() {
     }
 }
 
+/// A listener that takes connections and never answers.
+async fn deaf() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut connections = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            connections.push(connection);
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_url_says_how_long_it_is_waited_for() {
+    let address = deaf().await;
+    for (fragment, tries) in [
+        ("#rt=100", 1),
+        ("#rt=100&rc=2&rp=rt", 3),
+        ("#tt=150&rc=5&rp=all", 1),
+    ] {
+        let running = Running::start(Options {
+            gate_open: false,
+            callback_url: Some(format!("{PUBLIC_URL}{fragment}")),
+            ..calling(1, address)
+        });
+        let new = json!({"configurationId": configuration::CONFIGURATION_ID});
+        assert_eq!(running.send("POST", "/v2/Conversations", &new).await.0, 201);
+        timeout(DEADLINE, running.emulator.shared.outbox.settled())
+            .await
+            .unwrap();
+        let (_, log) = running.get("/emulator/deliveries").await;
+        let attempts = log["deliveries"][0]["attempts"].as_array().unwrap();
+        assert_eq!(attempts.len(), tries, "{fragment}: {log}");
+        for attempt in attempts {
+            assert_eq!(attempt["error"], "timeout", "{fragment}");
+            assert!(
+                attempt["milliseconds"].as_u64().unwrap() < 5_000,
+                "{fragment}: {log}"
+            );
+        }
+        running.finish().await;
+    }
+}
+
 #[tokio::test]
 async fn each_url_has_its_own_delivery() {
     let (recorder, address) = Recorder::start("").await;

@@ -139,6 +139,7 @@ fn answer(attempt: &Attempt) -> Markup {
             "→ "
             @match (attempt.status, attempt.error) {
                 (Some(status), _) => (status),
+                (None, Some("connect")) => "no connection",
                 (None, Some(error)) => (error),
                 (None, None) => "no answer",
             }
