@@ -97,7 +97,7 @@ struct Sent {
 pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
     finish_load(rig).await;
     let entries = rig.ledger.finish();
-    let sent = Sent::of(&entries);
+    let sent = Sent::of(&entries, rig.void_before);
     let mut figures = figures(rig, &entries);
     let mut broken = Vec::new();
     drained(rig, &sent, &mut figures).await;
@@ -130,18 +130,22 @@ pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
 }
 
 impl Sent {
-    fn of(entries: &[Entry]) -> Sent {
+    fn of(entries: &[Entry], void_before: u64) -> Sent {
         let mut sent = Sent::default();
         for entry in entries {
             let hash = entry.sha256.clone();
             match (entry.kind, entry.outcome) {
-                (Kind::Forged, _) => drop(sent.forged.insert(hash)),
-                (_, Outcome::Acked) => {
+                (Kind::Forged, _) => {
+                    sent.forged.insert(hash);
+                }
+                (_, Outcome::Acked) if entry.t >= void_before => {
                     let first = sent.acked.entry(hash.clone()).or_insert(entry.t);
                     *first = entry.t.min(*first);
                     sent.genuine.insert(hash);
                 }
-                (_, Outcome::Refused | Outcome::Indefinite) => drop(sent.genuine.insert(hash)),
+                (_, Outcome::Acked | Outcome::Refused | Outcome::Indefinite) => {
+                    sent.genuine.insert(hash);
+                }
             }
         }
         sent
