@@ -1,5 +1,6 @@
 #![doc = include_str!("architecture.md")]
 
+pub mod announce;
 pub mod config;
 pub mod event;
 pub mod lifecycle;
@@ -11,6 +12,7 @@ pub mod enrich;
 pub mod ingest;
 pub mod lake;
 pub mod receive;
+pub mod reconcile;
 pub mod replay;
 pub mod spool;
 pub mod table;

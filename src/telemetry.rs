@@ -69,6 +69,9 @@ metrics_table! {
     Counter API_WAIT_SECONDS = "convolake_api_wait_seconds_total", "Seconds spent waiting, by cause (budget, retry).";
     Counter CONVERSATIONS_ENRICHED = "convolake_conversations_enriched_total", "Conversations enriched, by completeness.";
     Counter CONVERSATIONS_SKIPPED = "convolake_conversations_skipped_total", "Closes not fetched because the lake has the conversation whole.";
+    Counter CONVERSATIONS_RECHECKED = "convolake_conversations_rechecked_total", "Conversations fetched again, by cause (late, repair).";
+    Counter CLOSES_RECONCILED = "convolake_closes_reconciled_total", "Closes published because no callback had announced them, by reason (missing, partial, gone).";
+    Gauge ACTIVE_OVER_LIMIT = "convolake_active_over_limit", "Conversations that the last pass found ACTIVE for longer than the limit.";
     Histogram ENRICH_SECONDS = "convolake_enrich_seconds", "Time to fetch one conversation.";
     Counter LAKE_COMMITS = "convolake_lake_commits_total", "Commits, by table and outcome (committed, already, refused, raced, failed).";
     Counter LAKE_CONFLICTS = "convolake_lake_conflicts_total", "Commit tries that met a newer version, by table.";

@@ -20,6 +20,7 @@ use crate::telemetry;
 /// What is asked for, as the label of the metrics.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Route {
+    Configuration,
     Conversation,
     Conversations,
     Communication,
@@ -32,6 +33,7 @@ pub(super) enum Route {
 impl Route {
     fn as_str(self) -> &'static str {
         match self {
+            Route::Configuration => "configuration",
             Route::Conversation => "conversation",
             Route::Conversations => "conversations",
             Route::Communication => "communication",

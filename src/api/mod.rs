@@ -37,7 +37,7 @@ mod tests;
 use attempt::{Route, Verdict};
 pub use error::{ApiError, Outcome, RESPONSE_START_BYTES, ResponseStart};
 use pace::{Cause, Pace};
-use resource::{Communication, Conversation, Page, Participant, Reply, Wanted};
+use resource::{Communication, Configuration, Conversation, Page, Participant, Reply, Wanted};
 
 /// Default of [`Settings::requests_per_second`].
 pub const REQUESTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("20 is not 0");
@@ -311,8 +311,27 @@ impl Api {
         &self,
         token: Option<&str>,
     ) -> Result<Answer<Page<Conversation>>, ApiError> {
+        self.conversations_page(crate::event::CLOSED, token).await
+    }
+
+    /// `GET /ControlPlane/Configurations/{id}`.
+    pub async fn configuration(&self, id: &str) -> Result<Answer<Configuration>, ApiError> {
+        let wanted = Wanted {
+            conversation: None,
+            item: Some(id),
+        };
+        let url = self.below(&["ControlPlane", "Configurations"], &[id])?;
+        self.call(Route::Configuration, url, &wanted).await
+    }
+
+    /// A page of `GET /Conversations?status=…`.
+    pub async fn conversations_page(
+        &self,
+        status: &str,
+        token: Option<&str>,
+    ) -> Result<Answer<Page<Conversation>>, ApiError> {
         let size = self.0.settings.page_size;
-        let url = self.page_url(&[], &[("status", crate::event::CLOSED)], token, size)?;
+        let url = self.page_url(&[], &[("status", status)], token, size)?;
         self.call(Route::Conversations, url, &Wanted::default())
             .await
     }
@@ -364,6 +383,15 @@ impl Api {
     }
 
     fn url(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Url, ApiError> {
+        let mut url = self.below(&["Conversations"], segments)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+
+    /// The address of what has these ids and names below a collection.
+    fn below(&self, collection: &[&str], segments: &[&str]) -> Result<Url, ApiError> {
         if !segments.iter().all(|segment| resource::usable(segment)) {
             return Err(ApiError::UnusableId);
         }
@@ -371,11 +399,9 @@ impl Api {
         url.path_segments_mut()
             .expect("an http URL has a path (checked by Api::new)")
             .pop_if_empty()
-            .extend(["v2", "Conversations"])
+            .push("v2")
+            .extend(collection)
             .extend(segments);
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
         Ok(url)
     }
 

@@ -10,6 +10,7 @@
 //! depth limit (128) holds. Text and addresses cannot be printed: `Debug` shows the type's name alone.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -251,6 +252,36 @@ resource! {
     }
 }
 
+resource! {
+    /// `GET /ControlPlane/Configurations/{id}`: what closes a conversation, and who hears of it.
+    Configuration {
+        /// Configuration id.
+        id: String = "id",
+        /// By channel name.
+        channel_settings: BTreeMap<String, Option<ChannelSettings>> = "channelSettings",
+        /// Who hears of events.
+        status_callbacks: Vec<IgnoredAny> = "statusCallbacks",
+    }
+}
+
+resource! {
+    /// What holds for one channel.
+    ChannelSettings {
+        /// When a conversation changes its status by itself.
+        status_timeouts: StatusTimeouts = "statusTimeouts",
+    }
+}
+
+resource! {
+    /// Minutes of silence.
+    StatusTimeouts {
+        /// Until INACTIVE.
+        inactive: i64 = "inactive",
+        /// Until CLOSED.
+        closed: i64 = "closed",
+    }
+}
+
 /// The time of a word. The reference gives no unit; agent-connect's model says an ISO 8601 time.
 #[derive(Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
@@ -322,6 +353,12 @@ impl Reply for Communication {
     fn flaw(&self, wanted: &Wanted<'_>) -> Option<&'static str> {
         wrong_id(self.id.as_deref(), wanted.item)
             .or_else(|| foreign(self.conversation_id.as_deref(), wanted))
+    }
+}
+
+impl Reply for Configuration {
+    fn flaw(&self, wanted: &Wanted<'_>) -> Option<&'static str> {
+        wrong_id(self.id.as_deref(), wanted.item)
     }
 }
 

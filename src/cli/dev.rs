@@ -183,6 +183,7 @@ impl World {
             cluster,
             group: "convolake".to_owned(),
             flush,
+            accepted_gaps: Vec::new(),
         };
         let watched = groups.spawn(process, Arc::clone(&lake), api.clone(), &publisher);
         Ok(World {

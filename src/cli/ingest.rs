@@ -63,6 +63,7 @@ async fn serve(
         cluster,
         group: args.group,
         flush: args.flush,
+        accepted_gaps: args.accepted_gaps,
     };
     groups.spawn(&mut process, lake, api, &publisher);
     let ended = process.tasks.finish().await;
@@ -105,6 +106,7 @@ pub(super) struct Groups {
     pub(super) cluster: String,
     pub(super) group: String,
     pub(super) flush: FlushArgs,
+    pub(super) accepted_gaps: Vec<ingest::Gap>,
 }
 
 /// What the two groups let others see.
@@ -133,6 +135,7 @@ impl Groups {
             lake,
             process.clock,
             self.flush.settle,
+            self.flush.recheck_window,
             api_up,
         ));
         let watched = Watched {
@@ -163,6 +166,7 @@ impl Groups {
             flush_bytes: self.flush.flush_bytes.get() as usize,
             max_in_flight_bytes: self.flush.max_in_flight_bytes.get(),
             concurrency: self.flush.concurrency.get() as usize,
+            accepted_gaps: self.accepted_gaps.clone(),
         };
         let (kafka, publisher) = (self.settings.clone(), publisher.clone());
         let (progress, stop) = (Arc::clone(progress), process.stop.clone());

@@ -11,6 +11,7 @@ mod dev;
 mod emulate;
 mod ingest;
 mod receive;
+mod reconcile;
 mod replay;
 mod sql;
 mod verify;
@@ -39,7 +40,7 @@ pub enum Exit {
     Failed = 1,
     /// Wrong use or configuration, said before any port opened.
     Usage = 2,
-    /// `verify` found something.
+    /// `verify` or `reconcile` found something.
     Found = 3,
 }
 
@@ -60,6 +61,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Receive(args) => receive::run(args, &secrets),
             Command::Ingest(args) => ingest::run(args, &secrets),
             Command::Emulate(args) => emulate::run(args, secrets),
+            Command::Reconcile(args) => reconcile::run(args, &secrets),
             Command::Replay(args) => replay::run(args),
             Command::Verify(args) => verify::run(args, &secrets),
             Command::Sql(args) => sql::run(&args),

@@ -14,6 +14,7 @@ use url::Url;
 
 use super::Invalid;
 use crate::emulator::{self, PartialFields};
+use crate::ingest::Gap;
 use crate::replay::Source;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
@@ -59,6 +60,8 @@ pub enum Command {
     Emulate(Emulate),
     /// Dead letters, or quarantine, back through the pipeline.
     Replay(Replay),
+    /// Finds closed conversations that no callback announced, and publishes their close.
+    Reconcile(Reconcile),
     /// Is every closed conversation in the lake, whole and once? Names what is not (exit code 3).
     Verify(Verify),
     /// The DuckDB views over a lake, on standard output.
@@ -149,6 +152,9 @@ pub struct FlushArgs {
     /// Wait after a close before its conversation is fetched.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     pub settle: Duration,
+    /// How long after its close callbacks about a conversation have it fetched again; 0s: never.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub recheck_window: Duration,
     /// Conversations fetched at once.
     #[arg(long, value_name = "N", default_value = "32")]
     pub concurrency: NonZeroU32,
@@ -208,6 +214,9 @@ pub struct Ingest {
     /// Root of the lake.
     #[arg(long, value_name = "PATH")]
     pub lake: String,
+    /// Go on behind records that the topic no longer has, as the error that reports them says; may be repeated.
+    #[arg(long = "accept-gap", value_name = "PARTITION:FROM..TO")]
+    pub accepted_gaps: Vec<Gap>,
     #[command(flatten)]
     pub api: ApiArgs,
     #[command(flatten)]
@@ -244,7 +253,7 @@ pub struct ServiceArgs {
     /// Accept PATCH of a configuration, which the SDKs know and the service denies.
     #[arg(long)]
     pub allow_configuration_patch: bool,
-    /// Conversations kept in memory; past it the ones that closed first are forgotten. Without it 50,000, or
+    /// Conversations kept in memory; past it the ones that closed first are forgotten. Without it 20,000, or
     /// --conversations where that is more.
     #[arg(long, value_name = "N")]
     pub keep_conversations: Option<usize>,
@@ -304,6 +313,17 @@ pub struct Verify {
     pub lake: String,
     #[command(flatten)]
     pub api: ApiArgs,
+    /// Bootstrap brokers: positions are compared with the rows, too.
+    #[arg(long, value_name = "HOST:PORT,…")]
+    pub kafka: Option<String>,
+    #[command(flatten)]
+    pub names: TopicNames,
+    /// Consumer group, as `ingest` has it.
+    #[arg(long, value_name = "NAME", default_value = "convolake")]
+    pub group: String,
+    /// Take damaged files out of the log, and publish a close of each conversation with a finding.
+    #[arg(long, requires = "kafka")]
+    pub repair: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -333,6 +353,38 @@ pub struct Replay {
     #[arg(long)]
     pub dry_run: bool,
     /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `convolake reconcile`
+#[derive(Debug, Args)]
+pub struct Reconcile {
+    #[command(flatten)]
+    pub kafka: KafkaClientArgs,
+    /// Root of the lake.
+    #[arg(long, value_name = "PATH")]
+    pub lake: String,
+    #[command(flatten)]
+    pub api: ApiArgs,
+    /// One pass, then end (exit code 3 where something was found); this is the default.
+    #[arg(long, conflicts_with = "every")]
+    pub once: bool,
+    /// A pass, this pause, and again until stopped.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub every: Option<Duration>,
+    /// Leave a close younger than this to its callback.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub grace: Duration,
+    /// Name conversations that are ACTIVE, and unchanged, for longer than this; without it none are looked at.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub active_limit: Option<Duration>,
+    /// The bookmark of a pass that was broken off; by default `.reconcile.json` in the lake's folder.
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    #[command(flatten)]
+    pub ops: OpsArgs,
+    /// Print one JSON object a pass.
     #[arg(long)]
     pub json: bool,
 }

@@ -59,7 +59,7 @@ pub struct Options {
     pub operation_delay: Duration,
     /// Whether a configuration can be patched, as the SDKs know it and the documents deny.
     pub allow_configuration_patch: bool,
-    /// Conversations kept; past it the ones that closed first leave memory.
+    /// Conversations kept, of some 25 kB each; past it the ones that closed first leave memory.
     pub keep_conversations: usize,
     /// Share of list items that leave fields out, 0..1.
     pub partial: f64,
@@ -98,7 +98,7 @@ impl Options {
             start_time: None,
             operation_delay: Duration::from_millis(200),
             allow_configuration_patch: false,
-            keep_conversations: 50_000,
+            keep_conversations: 20_000,
             partial: 0.1,
             partial_fields: PartialFields::default(),
             duplicates: 0.02,

@@ -11,10 +11,11 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{Dead, Outcome, Work};
+use crate::announce::Why;
 #[cfg(feature = "sabotage")]
 use crate::config::sabotage::{self, Sabotage};
 use crate::event::{CallbackEvent, header};
-use crate::lake::{Commit, Lake, LakeError, Position};
+use crate::lake::{Commit, Lake, LakeError, Position, Table};
 use crate::lifecycle::Clock;
 use crate::table::row::{self, EventRow};
 use crate::table::{self, TableName};
@@ -63,6 +64,10 @@ impl Work for Archive {
         "archive"
     }
 
+    fn table(&self) -> &Table {
+        self.lake.table(TableName::Events)
+    }
+
     async fn assign(&self, apps: Vec<String>) -> Result<Vec<Option<i64>>, LakeError> {
         self.lake.table(TableName::Events).positions(&apps).await
     }
@@ -71,6 +76,8 @@ impl Work for Archive {
 
     fn process(self: Arc<Self>, record: Arc<Record>) -> BoxFuture<'static, Outcome<EventRow>> {
         let outcome = match self.row(&record) {
+            // It is no callback: nobody sent it.
+            _ if Why::of(&record).is_some() => Outcome::Nothing,
             Ok(row) => Outcome::Row(row),
             Err(dead) => Outcome::Dead(dead),
         };

@@ -173,14 +173,23 @@ impl<'a, W: Work> Loop<'a, W> {
                     .assign(apps.clone())
                     .await
                     .map_err(|e| self.lake_error(e))?;
-                let starts: Vec<(i32, Option<i64>)> =
-                    partitions.iter().copied().zip(positions).collect();
-                for ((partition, start), app) in starts.iter().zip(apps) {
+                let mut starts = Vec::with_capacity(partitions.len());
+                for ((partition, position), app) in partitions.into_iter().zip(positions).zip(apps)
+                {
+                    let start = self.settings.start(partition, position);
+                    if start != position {
+                        tracing::warn!(
+                            group = self.settings.group,
+                            partition,
+                            from = position,
+                            to = start,
+                            "passing over records that are gone, as --accept-gap says"
+                        );
+                    }
                     self.next_generation += 1;
-                    self.partitions.insert(
-                        *partition,
-                        Partition::new(app, self.next_generation, *start),
-                    );
+                    let owned = Partition::behind(app, self.next_generation, position, start);
+                    self.partitions.insert(partition, owned);
+                    starts.push((partition, start));
                 }
                 tracing::info!(
                     group = self.settings.group,

@@ -13,17 +13,23 @@
 //! - Bounded: records by bytes in flight (`topic` pauses partitions), work at once by
 //!   [`Settings::concurrency`], finished rows by [`Settings::flush_bytes`].
 //!
-//! Fails with [`IngestError`]: nothing is skipped to go on. A refused commit means another owner; the group
+//! - A topic that was created anew under its old name is recognised ([`identity`]) and not read.
+//!
+//! Fails with [`IngestError`]: nothing is skipped to go on, but for a [`Gap`] that the operator names. A refused commit means another owner; the group
 //! is joined anew, [`REFUSALS_IN_A_ROW`] times at most.
 
 pub mod archive;
+mod cause;
 pub mod enricher;
+mod identity;
 mod membership;
 pub mod partition;
+mod recent;
 #[cfg(test)]
 mod tests;
 
 use std::future::Future;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,7 +37,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 
 use crate::api::ResponseStart;
-use crate::lake::{LakeError, Position};
+use crate::lake::{LakeError, Position, Table};
 use crate::lifecycle::Stop;
 use crate::telemetry;
 use crate::topic::{self, Consumer, Publisher, Record, Topics};
@@ -60,16 +66,57 @@ pub struct Settings {
     pub max_in_flight_bytes: u32,
     /// Records worked on at once.
     pub concurrency: usize,
+    /// Records that are gone from the topic and may be passed over.
+    pub accepted_gaps: Vec<Gap>,
+}
+
+/// Offsets of a partition that nobody will read: written `PARTITION:FROM..TO`, as the error that reports a gap does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The partition.
+    pub partition: i32,
+    /// The lake's position, exactly: a gap is accepted once.
+    pub from: i64,
+    /// Where reading goes on.
+    pub to: i64,
+}
+
+impl FromStr for Gap {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (partition, range) = text.split_once(':')?;
+            let (from, to) = range.split_once("..")?;
+            let gap = Gap {
+                partition: partition.parse().ok()?,
+                from: from.parse().ok()?,
+                to: to.parse().ok()?,
+            };
+            (gap.partition >= 0 && 0 <= gap.from && gap.from < gap.to).then_some(gap)
+        };
+        parse().ok_or("write PARTITION:FROM..TO, as the error that reported the gap does")
+    }
 }
 
 impl Settings {
-    /// The name of a partition's position in the Delta log: a recreated cluster starts anew.
     fn app(&self, partition: i32) -> String {
-        format!(
-            "convolake/{}/{}/{}/{partition}",
-            self.group, self.cluster, self.topics.events
-        )
+        position_name(&self.group, &self.cluster, &self.topics.events, partition)
     }
+
+    /// Where to read on from, given the lake's position.
+    fn start(&self, partition: i32, position: Option<i64>) -> Option<i64> {
+        let accepted = |gap: &&Gap| gap.partition == partition && Some(gap.from) == position;
+        match self.accepted_gaps.iter().find(accepted) {
+            Some(gap) => Some(gap.to),
+            None => position,
+        }
+    }
+}
+
+/// The name of a partition's position in the Delta log: a recreated cluster starts anew.
+pub fn position_name(group: &str, cluster: &str, topic: &str, partition: i32) -> String {
+    format!("convolake/{group}/{cluster}/{topic}/{partition}")
 }
 
 /// What a record becomes, and how a batch is made durable.
@@ -79,6 +126,9 @@ pub trait Work: Send + Sync + 'static {
 
     /// The stage's name, for dead letters and metrics.
     fn stage(&self) -> &'static str;
+
+    /// The table whose positions are where reading goes on.
+    fn table(&self) -> &Table;
 
     /// Reads the lake's positions for partitions that were just assigned.
     fn assign(
@@ -148,6 +198,16 @@ pub enum IngestError {
         #[source]
         source: LakeError,
     },
+    /// Another topic of the same name.
+    #[error(
+        "{group}: topic {topic} was deleted and created anew: the lake's positions mean records of the topic before. Start `convolake ingest` with another --group, which reads the topic from its beginning and writes no whole conversation again, and find those that closed in lost records with `convolake reconcile --once`"
+    )]
+    Recreated {
+        /// The group.
+        group: String,
+        /// The topic.
+        topic: String,
+    },
     /// Commits refused again and again.
     #[error(
         "{group}: {count} commits in a row were refused, because another process owns the positions; stop the other one, or give this one its own --group"
@@ -202,6 +262,11 @@ pub async fn run<W: Work>(
 ) -> Result<(), IngestError> {
     let mut refusals = 0;
     loop {
+        if identity::check(&*work, kafka, &settings, &ready, &stop).await?
+            == identity::Seen::Stopped
+        {
+            return Ok(());
+        }
         let group = settings.group.clone();
         let topic_error = |source| IngestError::Topic {
             group: group.clone(),

@@ -83,10 +83,20 @@ pub struct Partition<Row> {
 impl<Row> Partition<Row> {
     /// A partition that was just assigned and reads on from `start`.
     pub fn new(app: String, generation: u64, start: Option<i64>) -> Self {
+        Partition::behind(app, generation, start, start)
+    }
+
+    /// The same where the lake stands at `committed`, and what lies between is passed over.
+    pub fn behind(
+        app: String,
+        generation: u64,
+        committed: Option<i64>,
+        start: Option<i64>,
+    ) -> Self {
         Partition {
             app,
             generation,
-            committed: start,
+            committed,
             next: start,
             slots: VecDeque::new(),
             ready: 0,

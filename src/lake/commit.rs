@@ -129,7 +129,8 @@ impl Work {
         state.committed(snapshot, [])?;
         let (mut moves, stays) = positions(&state, &commit)?;
         let changes_rows = commit.rows.iter().any(|batch| batch.num_rows() > 0);
-        if moves.is_empty() && (changes_rows || !commit.replace.is_empty()) {
+        let removes = !commit.replace.is_empty() || !commit.drop_files.is_empty();
+        if moves.is_empty() && (changes_rows || removes) {
             moves.push(Move {
                 app: format!("convolake/commit/{}", uuid::Uuid::new_v4()),
                 from: None,
@@ -310,7 +311,7 @@ impl Work {
     /// Brings the rewrites up to a version: those of files that are gone are dropped, files that hold what is to be
     /// removed and were not there before are rewritten.
     fn rewrite(&mut self, view: &View) -> Result<(), LakeError> {
-        if self.commit.replace.is_empty() {
+        if self.commit.replace.is_empty() && self.commit.drop_files.is_empty() {
             return Ok(());
         }
         let log = self.state.log();
@@ -325,10 +326,15 @@ impl Work {
                 unused.discard(log);
             }
         }
+        for path in &self.commit.drop_files {
+            if view.is_live(path) {
+                self.rewrites.insert(path.as_str().into(), None);
+            }
+        }
         let ids: Vec<String> = self.commit.replace.iter().cloned().collect();
         let holding: Vec<Arc<LiveFile>> = self
             .state
-            .find(view, &ids, None)?
+            .find(&view.without(&self.commit.drop_files), &ids, None)?
             .into_iter()
             .map(|(file, _)| file)
             .filter(|file| !self.rewrites.contains_key(&file.path))

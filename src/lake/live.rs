@@ -41,7 +41,7 @@ pub(super) struct LiveFile {
     pub(super) rows: u64,
     pub(super) partition: Partition,
     /// Bounds of its conversation ids (prefixes, so wider than the ids); `None` where the log has none.
-    ids: Option<(String, String)>,
+    pub(super) ids: Option<(String, String)>,
     /// A version not below the one that brought its rows: whoever saw a later one saw them.
     since: u64,
 }
@@ -63,6 +63,16 @@ pub(super) struct View {
 impl View {
     pub(super) fn is_live(&self, path: &str) -> bool {
         self.files.contains_key(path)
+    }
+
+    /// The same without some files.
+    pub(super) fn without(&self, paths: &BTreeSet<String>) -> View {
+        let mut view = self.clone();
+        if !paths.is_empty() {
+            let files = Arc::make_mut(&mut view.files);
+            files.retain(|path, _| !paths.contains(&**path));
+        }
+        view
     }
 
     /// All live files, in the order of partitions.

@@ -18,6 +18,7 @@
 //! kernel's interface is synchronous) and runs on blocking threads; a dropped future lets a commit that has begun
 //! finish, and the next one waits for it.
 
+mod audit;
 mod commit;
 mod live;
 mod location;
@@ -40,6 +41,7 @@ use crate::table::row::Completeness;
 use live::TableState;
 use storage::Storage;
 
+pub use audit::DataFile;
 pub use read::Batches;
 
 /// Whether opening a lake may write.
@@ -69,6 +71,9 @@ pub struct Commit {
     pub rows: Vec<RecordBatch>,
     /// Conversations whose rows, all of them, are removed in the same commit.
     pub replace: BTreeSet<String>,
+    /// Paths of files ([`DataFile::path`]) that go, whatever they hold: the way out of a file that cannot be read.
+    /// One that is not live any more is passed over.
+    pub drop_files: BTreeSet<String>,
     /// Positions that move. Empty for erasure and repair.
     pub positions: Vec<Position>,
     /// [`Table::version`] from before the caller looked conversations up: whoever wrote one of `rows`' conversations
@@ -87,6 +92,15 @@ pub struct Committed {
     pub bytes: u64,
     /// The positions were there already: this very commit had landed before, and nothing was added now.
     pub already: bool,
+}
+
+/// What the row of a conversation says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ledger {
+    /// How much of it is there.
+    pub completeness: Completeness,
+    /// Equal for two enrichments that learned the same.
+    pub content_hash: String,
 }
 
 /// Size of a table.
@@ -218,6 +232,12 @@ impl Lake {
         .await
     }
 
+    /// The folder that the tables are in.
+    pub fn root(&self) -> &std::path::Path {
+        let folder = self.tables[0].0.folder();
+        folder.parent().expect("a table lies in the lake's folder")
+    }
+
     /// One of the tables.
     pub fn table(&self, name: TableName) -> &Table {
         let [communications, conversations, events] = &self.tables;
@@ -237,23 +257,42 @@ impl Lake {
         &self,
         conversations: &[String],
     ) -> Result<HashMap<String, Completeness>, LakeError> {
+        let ledgers = self.ledgers(conversations).await?;
+        let of = |(id, ledger): (String, Ledger)| (id, ledger.completeness);
+        Ok(ledgers.into_iter().map(of).collect())
+    }
+
+    /// The same, with what a newer version of a conversation is compared by.
+    ///
+    /// # Errors
+    /// I/O.
+    pub async fn ledgers(
+        &self,
+        conversations: &[String],
+    ) -> Result<HashMap<String, Ledger>, LakeError> {
         let state = self.table(TableName::Conversations).0.clone();
         let ids = conversations.to_vec();
         blocking(move || {
             let view = state.refresh()?;
-            let mut found = HashMap::new();
+            let mut found: HashMap<String, Ledger> = HashMap::new();
             for (file, ids) in state.find(&view, &ids, None)? {
-                let columns = ["conversation_id", "completeness"];
+                let columns = ["conversation_id", "completeness", "content_hash"];
                 for batch in read::matching(state.folder(), &file, &columns, &ids)? {
                     let batch = batch?;
-                    let (ids, values) = (batch.column(0), batch.column(1));
-                    let (ids, values) = (ids.as_string::<i32>(), values.as_string::<i32>());
+                    let [ids, values, hashes] =
+                        [0, 1, 2].map(|at| batch.column(at).as_string::<i32>());
                     for row in 0..batch.num_rows() {
                         // An unknown value is of a newer version; the least claim is the safe one to act on.
                         let value = Completeness::from_column(values.value(row))
                             .unwrap_or(Completeness::Gone);
-                        let best = found.entry(ids.value(row).to_owned()).or_insert(value);
-                        *best = value.max(*best);
+                        let ledger = Ledger {
+                            completeness: value,
+                            content_hash: hashes.value(row).to_owned(),
+                        };
+                        let id = ids.value(row);
+                        if found.get(id).is_none_or(|best| best.completeness < value) {
+                            found.insert(id.to_owned(), ledger);
+                        }
                     }
                 }
             }

@@ -50,7 +50,7 @@ impl Batches {
         // It ends at the first batch that nobody takes, or with the last file.
         let reader = tokio::task::spawn_blocking(move || {
             for file in files {
-                let batches = match open(table, &folder, &file, &columns) {
+                let batches = match open(table, &folder, &file, &columns, None) {
                     Ok(batches) => batches,
                     Err(error) => {
                         let _ = sender.blocking_send(Err(error));
@@ -135,14 +135,7 @@ pub(super) fn matching(
     debug_assert_eq!(columns.first(), Some(&"conversation_id"));
     let path = file.location(folder);
     let builder = builder(&path)?;
-    let groups = builder
-        .metadata()
-        .row_groups()
-        .iter()
-        .enumerate()
-        .filter(|(_, group)| may_hold(group, conversations))
-        .map(|(at, _)| at)
-        .collect();
+    let groups = may_hold_one(&builder, conversations);
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     let reader = finish(builder.with_projection(mask).with_row_groups(groups), &path)?;
     let columns: Vec<String> = columns.iter().map(|name| (*name).to_owned()).collect();
@@ -200,19 +193,27 @@ impl LiveFile {
     }
 }
 
-/// The rows of a file in the shape of `columns`: partition values filled in, what the file lacks null.
-fn open(
+/// The rows of a file in the shape of `columns`: partition values filled in, what the file lacks null. With `only`,
+/// those of these conversations; `columns` must then begin with their id.
+pub(super) fn open(
     table: TableName,
     folder: &Path,
     file: &LiveFile,
     columns: &SchemaRef,
+    only: Option<BTreeSet<String>>,
 ) -> Result<impl Iterator<Item = Result<RecordBatch, LakeError>> + use<>, LakeError> {
     let path = file.location(folder);
     let builder = builder(&path)?;
     let names = columns.fields().iter().map(|field| field.name().as_str());
     let stored = names.filter(|name| !table.partitions().contains(name));
     let mask = ProjectionMask::columns(builder.parquet_schema(), stored);
-    let reader = finish(builder.with_projection(mask), &path)?;
+    let mut builder = builder.with_projection(mask);
+    if let Some(conversations) = &only {
+        debug_assert_eq!(columns.field(0).name(), "conversation_id");
+        let groups = may_hold_one(&builder, conversations);
+        builder = builder.with_row_groups(groups);
+    }
+    let reader = finish(builder, &path)?;
     let (columns, partition) = (columns.clone(), file.partition.clone());
     Ok(reader.map(move |batch| {
         let batch = batch.map_err(|error| unreadable(&path, error))?;
@@ -228,8 +229,15 @@ fn open(
             })
             .collect();
         let count = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(columns.clone(), shaped, &count)
-            .map_err(|error| unreadable(&path, error))
+        let shaped = RecordBatch::try_new_with_options(columns.clone(), shaped, &count);
+        let chosen = match &only {
+            None => shaped,
+            Some(conversations) => shaped.and_then(|batch| {
+                let wanted = are_of(batch.column(0).as_string(), conversations);
+                filter_record_batch(&batch, &wanted)
+            }),
+        };
+        chosen.map_err(|error| unreadable(&path, error))
     }))
 }
 
@@ -243,6 +251,18 @@ impl Partition {
             _ => None,
         }
     }
+}
+
+/// The row groups that can have rows of one of the conversations.
+fn may_hold_one(
+    builder: &ParquetRecordBatchReaderBuilder<File>,
+    conversations: &BTreeSet<String>,
+) -> Vec<usize> {
+    let groups = builder.metadata().row_groups().iter().enumerate();
+    groups
+        .filter(|(_, group)| may_hold(group, conversations))
+        .map(|(at, _)| at)
+        .collect()
 }
 
 /// Whether the bounds of a row group's ids leave room for one of the conversations.

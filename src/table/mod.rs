@@ -9,6 +9,7 @@
 
 mod batch;
 mod columns;
+pub mod decode;
 pub mod row;
 
 use std::fmt;

@@ -173,6 +173,38 @@ pub struct ConversationRow {
     pub date: Days,
 }
 
+/// A conversation of which nothing is known, for tests to fill in.
+#[cfg(test)]
+pub(crate) fn empty_conversation(id: &str) -> ConversationRow {
+    ConversationRow {
+        conversation_id: id.to_owned(),
+        account_id: None,
+        configuration_id: None,
+        name: None,
+        status: None,
+        channels: Vec::new(),
+        participants: Vec::new(),
+        created_at: None,
+        closed_at: None,
+        updated_at: None,
+        first_communication_at: None,
+        last_communication_at: None,
+        communications: 0,
+        metadata: None,
+        extra: None,
+        completeness: Completeness::Complete,
+        missing: Vec::new(),
+        pages: 0,
+        fetched_singly: 0,
+        api_calls: 0,
+        content_hash: String::new(),
+        kafka_partition: 0,
+        kafka_offset: 0,
+        enriched_at: 0,
+        date: 0,
+    }
+}
+
 /// A callback as received: table `events`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EventRow {

@@ -6,6 +6,7 @@
 //! Guarantees: every call is bounded by a time and runs off the runtime's threads, because librdkafka
 //! blocks for an answer.
 
+use std::ffi::CString;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -16,7 +17,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::time::sleep;
 
-use super::{Error, Quiet, Settings, Topics};
+use super::{Error, Quiet, Settings, Topics, notify};
 
 /// Longest time for creating topics, until all brokers' metadata shows them.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -42,6 +43,57 @@ pub async fn cluster_id(settings: &Settings, timeout: Duration) -> Result<String
             .client()
             .fetch_cluster_id(timeout)
             .ok_or_else(|| unreachable_error(&brokers, timeout, None))
+    })
+    .await
+}
+
+/// The identity of `topic`: another one after it was deleted and created anew, whose offsets mean other
+/// records. Never negative; `None` where the brokers have none (before Kafka 2.8), and for the embedded cluster, which
+/// answers no such question and is another cluster at every start.
+///
+/// # Errors
+/// [`Error::Unreachable`], [`Error::UnknownTopic`], [`Error::NotAllowed`]; within `timeout`.
+pub async fn topic_id(
+    settings: &Settings,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Option<i64>, Error> {
+    let config = settings.producer()?;
+    if settings.cluster.is_some() {
+        return Ok(None);
+    }
+    let (brokers, topic) = (settings.brokers.clone(), topic.to_owned());
+    blocking(move || {
+        let admin: AdminClient<Quiet> = create(&config)?;
+        let deadline = Deadline::after(timeout);
+        check_topic(admin.inner(), &brokers, &topic, deadline).or_else(|error| match error {
+            // Its id is the same whoever leads it.
+            Error::NoLeader { .. } => Ok(()),
+            error => Err(error),
+        })?;
+        let name = CString::new(topic.as_str()).map_err(|_| Error::UnknownTopic {
+            topic: topic.clone(),
+        })?;
+        match notify::topic_id(admin.inner(), &name, deadline.left()) {
+            // The 62 bits of a random UUID that are its own; the sign is none of them.
+            Ok(id) => Ok(id.map(|(most, least)| (most ^ least.rotate_left(32)) & i64::MAX)),
+            Err(code) if not_allowed(code) => Err(Error::NotAllowed {
+                doing: format!("describing topic {topic}"),
+                source: code,
+            }),
+            Err(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                Err(Error::UnknownTopic { topic })
+            }
+            // Brokers that cannot describe a topic have no ids either.
+            Err(RDKafkaErrorCode::UnsupportedFeature | RDKafkaErrorCode::UnsupportedVersion) => {
+                Ok(None)
+            }
+            Err(code) => Err(unreachable_error(
+                &brokers,
+                timeout,
+                Some(KafkaError::AdminOp(code)),
+            )),
+        }
     })
     .await
 }
@@ -264,6 +316,23 @@ mod tests {
         let error = within(cluster_id(&settings, SOON)).await.unwrap_err();
         assert!(matches!(&error, Error::Unreachable { .. }), "{error}");
         assert!(error.to_string().contains(cluster.brokers()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_embedded_cluster_has_no_topic_ids_and_what_is_not_there_is_named() {
+        let cluster = EmbeddedCluster::start(1, &["events"]).unwrap();
+        let mut settings = cluster.settings();
+        assert_eq!(topic_id(&settings, "events", SOON).await.unwrap(), None);
+        settings.cluster = None;
+        let error = within(topic_id(&settings, "nothing", SOON))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::UnknownTopic { .. }), "{error}");
+        cluster.go_down();
+        let error = within(topic_id(&settings, "events", SOON))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     }
 
     #[tokio::test]

@@ -98,6 +98,14 @@ impl EmbeddedCluster {
         let _ = mock(&self.owner).broker_up(BROKER);
     }
 
+    /// Makes another topic, of one partition.
+    #[cfg(test)]
+    pub(crate) fn add_topic(&self, topic: &str) {
+        mock(&self.owner)
+            .create_topic(topic, 1, 1)
+            .expect("the name is one");
+    }
+
     /// Lets the broker take so long for every answer.
     #[cfg(test)]
     pub(crate) fn answer_after(&self, delay: Duration) {

@@ -22,7 +22,7 @@ mod settings;
 #[cfg(test)]
 mod testing;
 
-pub use admin::{cluster_id, create_topics};
+pub use admin::{cluster_id, create_topics, topic_id};
 pub use consumer::{
     AssignReply, Consumer, Event, MAX_POLL_INTERVAL, REPLY_WAIT, RevokeReply, Watermarks,
 };
@@ -32,6 +32,7 @@ pub use record::{DeadLetter, Headers, Message, Record, Topics};
 pub use scan::Scan;
 pub use settings::{MESSAGE_TIMEOUT, QUEUE_KBYTES, QUEUE_MESSAGES, SOCKET_TIMEOUT, Settings};
 
+use std::fmt;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -125,20 +126,13 @@ pub enum Error {
         /// Ended in an error during the flush.
         failed: u64,
     },
-    /// The position to go on from is not in the log: records are missing, or the topic is another one.
-    #[error(
-        "partition {partition}: offset {wanted} is outside the log, which holds {low}..{high}: {}; restore the records or reconcile, then move the position by hand",
-        missing_range(*wanted, *low, *high)
-    )]
+    /// Positions to go on from are not in the log: records are missing, or the topic is another one.
+    #[error("{topic}: {}", sentences(missing))]
     OffsetOutOfRange {
-        /// The partition.
-        partition: i32,
-        /// Where consuming was to go on.
-        wanted: i64,
-        /// First offset in the log.
-        low: i64,
-        /// One past the last offset in the log.
-        high: i64,
+        /// The topic.
+        topic: String,
+        /// Every partition whose position is not there.
+        missing: Vec<OutOfRange>,
     },
     /// librdkafka stopped at a position that lies inside the log.
     #[error(
@@ -191,12 +185,57 @@ pub enum Error {
     },
 }
 
-fn missing_range(wanted: i64, low: i64, high: i64) -> String {
-    if wanted < low {
-        format!("records {wanted}..{low} were deleted unread")
-    } else {
-        format!("the log ends {} records short of it", wanted - high)
+/// A position that is not in its partition's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutOfRange {
+    /// The partition.
+    pub partition: i32,
+    /// Where consuming was to go on.
+    pub wanted: i64,
+    /// First offset in the log.
+    pub low: i64,
+    /// One past the last offset in the log.
+    pub high: i64,
+}
+
+impl fmt::Display for OutOfRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OutOfRange {
+            partition,
+            wanted,
+            low,
+            high,
+        } = self;
+        write!(f, "partition {partition} holds {low}..{high}, ")?;
+        if wanted < low {
+            write!(f, "records {wanted}..{low} were deleted unread")
+        } else {
+            write!(
+                f,
+                "the log ends {} records short of {wanted}",
+                wanted - high
+            )
+        }
     }
+}
+
+/// What is missing, and the commands that go on without it.
+fn sentences(missing: &[OutOfRange]) -> String {
+    let list: Vec<String> = missing.iter().map(OutOfRange::to_string).collect();
+    let gaps: Vec<String> = (missing.iter().filter(|it| it.wanted < it.low))
+        .map(|it| format!("--accept-gap {}:{}..{}", it.partition, it.wanted, it.low))
+        .collect();
+    let mut text = list.join("; ");
+    if !gaps.is_empty() {
+        text += &format!(
+            ". Start `convolake ingest` with {} to go on behind them, and find the conversations that closed in them with `convolake reconcile --once`",
+            gaps.join(" ")
+        );
+    }
+    if gaps.len() < missing.len() {
+        text += ". A log that ends before its position was cut short, or its topic created anew: start `convolake ingest` with another --group, which reads the topic from its beginning and writes no whole conversation again, and find those that closed in the lost records with `convolake reconcile --once`";
+    }
+    text
 }
 
 /// Why a record was not acknowledged.

@@ -1,6 +1,6 @@
 //! The calls into librdkafka that rdkafka does not wrap, and the only `unsafe` of the crate.
 //!
-//! Owns the wake-up of the task that serves a producer: librdkafka writes to a file descriptor when its
+//! Owns the id of a topic ([`topic_id`]) and the wake-up of the task that serves a producer: librdkafka writes to a file descriptor when its
 //! queue of events stops being empty, and the runtime that serves the connections sees it. A thread that
 //! polls would cost a wake-up and two context switches for every acknowledgement.
 //!
@@ -9,12 +9,15 @@
 //! until it was polled.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::client::Client;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer, ProducerContext};
 use rdkafka_sys as native;
 use tokio::io::Interest;
@@ -145,6 +148,84 @@ pub(super) fn skip_group_delay<C: rdkafka::ClientContext>(client: &Client<C>) {
         if !cluster.is_null() {
             native::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0);
         }
+    }
+}
+
+/// The id of `topic`: another one after it was deleted and created anew. `None`: the brokers give none (before
+/// Kafka 2.8). Blocks until an answer, or `timeout`.
+pub(super) fn topic_id<C: rdkafka::ClientContext>(
+    client: &Client<C>,
+    topic: &CStr,
+    timeout: Duration,
+) -> Result<Option<(i64, i64)>, RDKafkaErrorCode> {
+    let wait_ms = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
+    let mut names = [topic.as_ptr()];
+    // SAFETY: the client pointer is valid while `client` is borrowed. Every object made here is destroyed once, below,
+    // after its last use; librdkafka copies the names and the options. No options are set that could be refused: the
+    // answer is awaited in the queue, for `wait_ms`.
+    unsafe {
+        let native_client = client.native_ptr();
+        let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        let collection = native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1);
+        let options = native::rd_kafka_AdminOptions_new(native_client, operation);
+        let queue = native::rd_kafka_queue_new(native_client);
+        native::rd_kafka_DescribeTopics(native_client, collection, options, queue);
+        let event = native::rd_kafka_queue_poll(queue, wait_ms);
+        let id = if event.is_null() {
+            Err(RDKafkaErrorCode::OperationTimedOut)
+        } else {
+            described_id(event)
+        };
+        if !event.is_null() {
+            native::rd_kafka_event_destroy(event);
+        }
+        native::rd_kafka_queue_destroy(queue);
+        native::rd_kafka_AdminOptions_destroy(options);
+        native::rd_kafka_TopicCollection_destroy(collection);
+        id
+    }
+}
+
+/// The id in the answer to one described topic.
+///
+/// # Safety
+/// `event` is valid, and stays so during the call.
+unsafe fn described_id(
+    event: *mut native::rd_kafka_event_t,
+) -> Result<Option<(i64, i64)>, RDKafkaErrorCode> {
+    use native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR as NO_ERROR;
+    // SAFETY: what librdkafka answers with lives as long as the event. Null and an empty list are checked.
+    unsafe {
+        let code = native::rd_kafka_event_error(event);
+        if code != NO_ERROR {
+            return Err(code.into());
+        }
+        let result = native::rd_kafka_event_DescribeTopics_result(event);
+        if result.is_null() {
+            return Err(RDKafkaErrorCode::Unknown);
+        }
+        let mut count = 0;
+        let topics = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        if topics.is_null() || count == 0 {
+            return Err(RDKafkaErrorCode::UnknownTopic);
+        }
+        let topic = *topics;
+        let error = native::rd_kafka_TopicDescription_error(topic);
+        if !error.is_null() {
+            let code = native::rd_kafka_error_code(error);
+            if code != NO_ERROR {
+                return Err(code.into());
+            }
+        }
+        let id = native::rd_kafka_TopicDescription_topic_id(topic);
+        if id.is_null() {
+            return Ok(None);
+        }
+        let halves = (
+            native::rd_kafka_Uuid_most_significant_bits(id),
+            native::rd_kafka_Uuid_least_significant_bits(id),
+        );
+        Ok((halves != (0, 0)).then_some(halves))
     }
 }
 

@@ -171,6 +171,9 @@ fn canonical(name: &str) -> &str {
     match name {
         "compression.codec" => "compression.type",
         "queue.buffering.max.ms" => "linger.ms",
+        // So that a test need not wait for as long as a reader may be silent.
+        #[cfg(test)]
+        "test.max.poll.interval.ms" => "max.poll.interval.ms",
         other => other,
     }
 }

@@ -184,7 +184,15 @@ async fn refused(
 #[test]
 fn help_is_what_was_reviewed() {
     for command in [
-        "", "dev", "receive", "ingest", "emulate", "replay", "verify", "sql",
+        "",
+        "dev",
+        "receive",
+        "ingest",
+        "emulate",
+        "replay",
+        "reconcile",
+        "verify",
+        "sql",
     ] {
         let mut program = Command::new(env!("CARGO_BIN_EXE_convolake"));
         let name = if command.is_empty() {

@@ -440,7 +440,7 @@ pub(crate) async fn publish(publisher: &Publisher, key: &str, value: &[u8]) {
     publisher.publish(&message).await.unwrap();
 }
 
-fn opened(id: &str) -> String {
+pub(crate) fn opened(id: &str) -> String {
     event("CONVERSATION_CREATED", id, "ACTIVE")
 }
 

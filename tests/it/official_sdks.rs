@@ -19,6 +19,8 @@ use crate::harness::{ACCOUNT_SID, API_KEY, without_nulls};
 const CONVERSATIONS: usize = 24;
 /// Of how many of them the communications are listed.
 const WHOLE_CONVERSATIONS: usize = 5;
+/// The call of a communication.
+const CALL: &str = "CA00000000000000000000000000000001";
 /// Configurations of an account.
 const CONFIGURATION_LIMIT: u64 = 10;
 
@@ -65,7 +67,6 @@ async fn every_step(sdk: &str, mut script: Command) {
 
 /// What the SDK shall ask for. The configurations and the conversation are those of the documents.
 fn plan(base_url: &str) -> Value {
-    let call = "CA00000000000000000000000000000001";
     json!({
         "baseUrl": base_url,
         "accountSid": ACCOUNT_SID,
@@ -112,31 +113,8 @@ fn plan(base_url: &str) -> Value {
             participant("Kiran again", "CUSTOMER", "+15551230001"),
         ],
         "participant": participant("Écho 🚀", "AI_AGENT", "+15551239999"),
-        "communications": [
-            {
-                "author": {"address": "+15551230001", "channel": "SMS"},
-                "content": {"type": "TEXT", "text": "Grüße, I can't log in <b>🚪</b>\n"},
-                "recipients": [{"address": "+15551234567", "channel": "SMS"}],
-                "resourceId": "SM00000000000000000000000000000001",
-                "occurredAt": "2026-11-20T10:00:00Z",
-            },
-            {
-                "author": {"address": "+15551230001", "channel": "VOICE"},
-                "content": {
-                    "type": "TRANSCRIPTION",
-                    "text": "hello there",
-                    "transcription": {
-                        "channel": 0,
-                        "confidence": 0.875,
-                        "engine": "google",
-                    },
-                },
-                "recipients": [{"address": "+15551234567", "channel": "VOICE"}],
-                "channelId": call,
-                "resourceId": "GT00000000000000000000000000000001/1",
-            },
-        ],
-        "channelId": call,
+        "communications": communications(),
+        "channelId": CALL,
         "wholeConversations": WHOLE_CONVERSATIONS,
         "conversationUpdate": {"name": "Solved", "status": "ACTIVE", "metadata": {"case": "4712"}},
         "participantUpdate": participant("Echo", "AI_AGENT", "+15551239999"),
@@ -150,6 +128,34 @@ fn plan(base_url: &str) -> Value {
         "forgotten": ["channelSettings", "description", "memoryStoreId"],
         "configurationLimit": CONFIGURATION_LIMIT,
     })
+}
+
+/// A message, and something said on a call.
+fn communications() -> Value {
+    json!([
+        {
+            "author": {"address": "+15551230001", "channel": "SMS"},
+            "content": {"type": "TEXT", "text": "Grüße, I can't log in <b>🚪</b>\n"},
+            "recipients": [{"address": "+15551234567", "channel": "SMS"}],
+            "resourceId": "SM00000000000000000000000000000001",
+            "occurredAt": "2026-11-20T10:00:00Z",
+        },
+        {
+            "author": {"address": "+15551230001", "channel": "VOICE"},
+            "content": {
+                "type": "TRANSCRIPTION",
+                "text": "hello there",
+                "transcription": {
+                    "channel": 0,
+                    "confidence": 0.875,
+                    "engine": "google",
+                },
+            },
+            "recipients": [{"address": "+15551234567", "channel": "VOICE"}],
+            "channelId": CALL,
+            "resourceId": "GT00000000000000000000000000000001/1",
+        },
+    ])
 }
 
 fn participant(name: &str, kind: &str, address: &str) -> Value {

@@ -65,6 +65,21 @@ async fn the_page_shows_what_goes_on_and_its_forms_make_it_go_on() {
     assert_eq!(said["messages"], json!(messages), "each as it was written");
     assert_eq!(said["scriptRan"], false);
     assert_eq!(said["utterances"], json!(utterances));
+    looks(&said);
+    screens(&said["screens"]);
+    for shot in [
+        "front-phone-dark",
+        "conversation-desktop-light",
+        "call",
+        "closed",
+    ] {
+        let file = artifacts.join(format!("emulator-{shot}.png"));
+        assert!(file.is_file(), "{}", file.display());
+    }
+}
+
+/// What the front page and a timeline show, before and after time has passed.
+fn looks(said: &Value) {
     assert_eq!(said["rows"], PAGE_ITEMS);
     assert_eq!(said["rowsOfTheSecondPage"], CONVERSATIONS + 2 - PAGE_ITEMS);
     assert_eq!(said["newest"], said["newestAgain"], "there and back");
@@ -87,16 +102,6 @@ async fn the_page_shows_what_goes_on_and_its_forms_make_it_go_on() {
     assert_eq!(said["statusAfterTime"], "INACTIVE");
     assert_eq!(said["statusAfterClose"], "CLOSED");
     assert_eq!(said["canCloseAgain"], 0);
-    screens(&said["screens"]);
-    for shot in [
-        "front-phone-dark",
-        "conversation-desktop-light",
-        "call",
-        "closed",
-    ] {
-        let file = artifacts.join(format!("emulator-{shot}.png"));
-        assert!(file.is_file(), "{}", file.display());
-    }
 }
 
 /// On every screen: nothing beside it, a ground as light or dark as was asked for, and nothing that
@@ -173,50 +178,21 @@ async fn the_page_keeps_to_itself() {
 }
 
 #[tokio::test]
-async fn a_form_says_what_became_of_it() {
-    let emulator = Orchestrator::with(1, 23, &[]).await;
-    emulator.closed(1).await;
-    emulator.configure(&configuration()).await;
-    let base = format!("http://{}", emulator.address);
-    let client = http::pooled_client();
-    let fill = async |form: &str, fields: &[(&str, &str)]| {
-        let body = url::form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(fields)
-            .finish();
-        let request = client
-            .post(format!("{base}/emulator/forms/{form}"))
-            .header("content-type", "application/x-www-form-urlencoded");
-        let answer = request.body(body).send().await.unwrap();
-        let location = answer.headers().get("location");
-        let location = location.map(|to| to.to_str().unwrap().to_owned());
-        (
-            answer.status().as_u16(),
-            location,
-            answer.text().await.unwrap(),
-        )
-    };
-    let read = async |path: &str| http::get(&format!("{base}{path}")).await.unwrap().1;
-
+async fn a_form_leads_to_what_became_of_it() {
+    let visit = Visit::begin(23).await;
     let stranger = [
         ("channel", "SMS"),
         ("from", "+15550001"),
         ("to", "+15550002"),
         ("text", "x"),
     ];
-    let (status, to, _) = fill("message", &stranger).await;
-    assert_eq!(
-        (status, to.as_deref()),
-        (303, Some("/emulator/?note=not-captured"))
-    );
-    assert!(
-        read("/emulator/?note=not-captured")
-            .await
-            .contains("Nothing was captured")
-    );
+    let (status, to, _) = visit.fill("message", &stranger).await;
+    assert_eq!((status, &*to), (303, "/emulator/?note=not-captured"));
+    assert!(visit.read(&to).await.contains("Nothing was captured"));
 
+    let another = visit.emulator.configure(&configuration()).await;
     let twiml = format!(
-        "<Response><Start><Transcription conversationConfiguration=\"{}\"/></Start></Response>",
-        emulator.configure(&configuration()).await
+        "<Response><Start><Transcription conversationConfiguration=\"{another}\"/></Start></Response>"
     );
     let call = [
         ("from", CUSTOMER),
@@ -225,12 +201,9 @@ async fn a_form_says_what_became_of_it() {
         ("utterances", "Hello?\r\n\r\nHow can I help?"),
         ("twiml", &twiml),
     ];
-    let (status, to, _) = fill("call", &call).await;
-    assert_eq!(
-        (status, to.as_deref()),
-        (303, Some("/emulator/?note=double-billed"))
-    );
-    let front = read("/emulator/?note=double-billed").await;
+    let (status, to, _) = visit.fill("call", &call).await;
+    assert_eq!((status, &*to), (303, "/emulator/?note=double-billed"));
+    let front = visit.read(&to).await;
     for shown in [
         "recognised twice",
         "billed twice",
@@ -239,49 +212,85 @@ async fn a_form_says_what_became_of_it() {
     ] {
         assert!(front.contains(shown), "{shown}: {front}");
     }
+    let refreshed = visit.read("/emulator/?status=CLOSED&refresh=5").await;
+    assert!(refreshed.contains("http-equiv=\"refresh\""), "{refreshed}");
+}
+
+#[tokio::test]
+async fn a_form_that_cannot_be_carried_out_says_why() {
+    let visit = Visit::begin(24).await;
+    let half = [
+        ("from", "a"),
+        ("to", "b"),
+        ("callType", "PSTN"),
+        ("utterances", "x"),
+        ("twiml", "<Resp"),
+    ];
+    let voice = [
+        ("channel", "VOICE"),
+        ("from", "a"),
+        ("to", "b"),
+        ("text", "<i>"),
+    ];
+    let far = [("amount", "99999999999"), ("unit", "86400")];
     for (form, fields, wanted) in [
-        (
-            "call",
-            &[
-                ("from", "a"),
-                ("to", "b"),
-                ("callType", "PSTN"),
-                ("utterances", "x"),
-                ("twiml", "<Resp"),
-            ][..],
-            "TwiML",
-        ),
-        (
-            "message",
-            &[
-                ("channel", "VOICE"),
-                ("from", "a"),
-                ("to", "b"),
-                ("text", "<i>"),
-            ],
-            "calls have a route",
-        ),
-        (
-            "clock",
-            &[("amount", "99999999999"), ("unit", "86400")],
-            "advanceSeconds",
-        ),
+        ("call", &half[..], "TwiML"),
+        ("message", &voice, "calls have a route"),
+        ("clock", &far, "advanceSeconds"),
     ] {
-        let (status, _, html) = fill(form, fields).await;
+        let (status, _, html) = visit.fill(form, fields).await;
         assert_eq!(status, 400, "{form}: {html}");
-        assert!(
-            html.contains("That cannot be done") && html.contains(wanted),
-            "{form}: {html}"
-        );
+        let said = html.contains("That cannot be done") && html.contains(wanted);
+        assert!(said, "{form}: {html}");
         assert!(!html.contains("<i>"), "{form}: {html}");
     }
-    let (status, _, html) = fill("clock", &[("amount", "many"), ("unit", "1")]).await;
+    let words = [("amount", "many"), ("unit", "1")];
+    let (status, _, html) = visit.fill("clock", &words).await;
     assert!((400..500).contains(&status), "{status}: {html}");
-    assert!(
-        read("/emulator/?status=CLOSED&refresh=5")
-            .await
-            .contains("http-equiv=\"refresh\"")
-    );
+}
+
+/// An emulator, and somebody who fills in its forms without a browser.
+struct Visit {
+    emulator: Orchestrator,
+    client: reqwest::Client,
+}
+
+impl Visit {
+    async fn begin(seed: u64) -> Visit {
+        let emulator = Orchestrator::with(1, seed, &[]).await;
+        emulator.closed(1).await;
+        emulator.configure(&configuration()).await;
+        Visit {
+            emulator,
+            client: http::pooled_client(),
+        }
+    }
+
+    /// The status, where the answer leads to, and its body.
+    async fn fill(&self, form: &str, fields: &[(&str, &str)]) -> (u16, String, String) {
+        let body = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(fields)
+            .finish();
+        let url = format!("http://{}/emulator/forms/{form}", self.emulator.address);
+        let request = self
+            .client
+            .post(url)
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(body);
+        let answer = request.send().await.unwrap();
+        let location = answer.headers().get("location");
+        let location = location.map_or("", |to| to.to_str().unwrap()).to_owned();
+        (
+            answer.status().as_u16(),
+            location,
+            answer.text().await.unwrap(),
+        )
+    }
+
+    async fn read(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.emulator.address);
+        http::get(&url).await.unwrap().1
+    }
 }
 
 fn configuration() -> Value {

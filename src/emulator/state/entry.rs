@@ -22,7 +22,7 @@ use super::{Announcement, Applied, Effect, MAX_PARTICIPANTS, Refusal, within};
 use crate::event::event_type;
 
 /// A conversation with all that belongs to it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     /// From 1 in the order of creation.
     pub(crate) number: u64,

@@ -93,8 +93,8 @@ pub(crate) struct State {
     account_id: Arc<str>,
     configurations: Configurations,
     operations: Operations,
-    /// By the order of creation; what was deleted or evicted leaves its number unused. Shared with readers
-    /// only once it is closed, after which nobody changes it.
+    /// By the order of creation; what was deleted or evicted leaves its number unused. A reader that keeps
+    /// a living one keeps it as it was: the next change is made to a copy.
     conversations: BTreeMap<u64, Arc<Entry>>,
     by_id: HashMap<Arc<str>, u64>,
     communications: HashMap<Arc<str>, (u64, u32)>,
@@ -560,8 +560,7 @@ impl State {
 
     fn living_at(&mut self, position: u64) -> &mut Entry {
         let entry = self.conversations.get_mut(&position);
-        let entry = entry.and_then(Arc::get_mut);
-        entry.expect("what lives is kept, and only closed ones are shared")
+        Arc::make_mut(entry.expect("what lives is kept"))
     }
 }
 

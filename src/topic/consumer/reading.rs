@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::rebalance::Callbacks;
 use super::{Event, Read, Shared};
 use crate::topic::admin::{Deadline, not_allowed};
-use crate::topic::{Error, Record};
+use crate::topic::{Error, OutOfRange, Record};
 
 /// Longest poll: bounds how late a stop is seen.
 const POLL: Duration = Duration::from_millis(100);
@@ -235,7 +235,7 @@ impl Reader {
             return;
         }
         let deadline = Deadline::after(LOCATE_TIMEOUT);
-        let (mut found, mut unknown) = (false, false);
+        let (mut missing, mut unknown) = (Vec::new(), false);
         for (partition, next) in self.shared.positions() {
             let Some(wanted) = next else { continue };
             match self
@@ -243,13 +243,12 @@ impl Reader {
                 .fetch_watermarks(&self.topic, partition, deadline.left())
             {
                 Ok((low, high)) if wanted < low || wanted > high => {
-                    found = true;
-                    self.tell(Event::Failed(Error::OffsetOutOfRange {
+                    missing.push(OutOfRange {
                         partition,
                         wanted,
                         low,
                         high,
-                    }));
+                    });
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -259,11 +258,15 @@ impl Reader {
             }
         }
         self.locate_at = unknown.then(|| Instant::now() + LOCATE_EVERY);
-        if !found && !unknown {
-            self.tell(Event::Failed(Error::Position {
-                topic: self.topic.clone(),
-            }));
+        if unknown {
+            return;
         }
+        let topic = self.topic.clone();
+        self.tell(Event::Failed(if missing.is_empty() {
+            Error::Position { topic }
+        } else {
+            Error::OffsetOutOfRange { topic, missing }
+        }));
     }
 
     fn tell(&self, event: Event) {

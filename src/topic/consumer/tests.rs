@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::event::header;
 use crate::topic::testing::{read_back, until, within};
-use crate::topic::{DeadLetter, EmbeddedCluster, Message, Publisher, Topics};
+use crate::topic::{DeadLetter, EmbeddedCluster, Message, OutOfRange, Publisher, Topics};
 
 const TOPIC: &str = "events";
 const ROOMY: u32 = 8 * 1024 * 1024;
@@ -445,14 +445,15 @@ async fn failure_from(cluster: &EmbeddedCluster, partitions: i32, next: i64) -> 
 async fn a_position_past_the_end_is_named_and_nothing_is_read() {
     let cluster = EmbeddedCluster::start(2, &[TOPIC]).unwrap();
     let error = failure_from(&cluster, 2, 17).await;
-    let range = Error::OffsetOutOfRange {
+    let range = OutOfRange {
         partition: 1,
         wanted: 17,
         low: 0,
         high: 0,
     };
-    assert_eq!(error.to_string(), range.to_string());
+    assert!(error.to_string().contains(&range.to_string()), "{error}");
     assert!(error.to_string().contains("17 records short"), "{error}");
+    assert!(error.to_string().contains("another --group"), "{error}");
 }
 
 #[tokio::test]
@@ -466,16 +467,21 @@ async fn records_deleted_unread_are_named_exactly() {
         (n.to_string(), value)
     });
     publish(&cluster, incompressible).await;
-    let Error::OffsetOutOfRange {
+    let error = failure_from(&cluster, 1, 2).await;
+    let Error::OffsetOutOfRange { missing, .. } = &error else {
+        panic!("the records are gone: {error}");
+    };
+    let low = missing[0].low;
+    let want = OutOfRange {
         partition: 0,
         wanted: 2,
         low,
         high: 80,
-    } = failure_from(&cluster, 1, 2).await
-    else {
-        panic!("the records are gone");
     };
+    assert_eq!(missing[..], [want]);
     assert!(low > 2, "{low}");
+    let command = format!("--accept-gap 0:2..{low}");
+    assert!(error.to_string().contains(&command), "{error}");
 }
 
 #[tokio::test]

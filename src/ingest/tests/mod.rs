@@ -1,5 +1,8 @@
 //! Both groups on the embedded cluster, the emulator's REST and a lake in a folder.
 
+mod gaps;
+mod groups;
+
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -17,8 +20,8 @@ use crate::enrich::{Close, Enricher, Limits};
 use crate::lake::{Access, Commit, Lake, Position};
 use crate::lifecycle::{Clock, Stop};
 use crate::table::{self, TableName};
-use crate::telemetry::Readiness;
-use crate::topic::{EmbeddedCluster, Message, Publisher, Topics};
+use crate::telemetry::{Dependency, Readiness};
+use crate::topic::{self, EmbeddedCluster, Message, Publisher, Topics};
 
 /// Longest wait for anything here.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,7 +35,7 @@ struct World {
     topics: Topics,
     publisher: Publisher,
     api: Api,
-    _emulator: Emulator,
+    emulator: Emulator,
     /// What the emulator closed.
     closed: Vec<String>,
 }
@@ -49,6 +52,12 @@ impl Group {
         until("records passed", || self.progress.passed() >= records).await;
     }
 
+    /// Ends by itself, with this error.
+    async fn fails(self) -> IngestError {
+        let ended = tokio::time::timeout(PATIENCE, self.task).await;
+        ended.unwrap().unwrap().unwrap_err()
+    }
+
     async fn end(self) -> Result<(), IngestError> {
         self.stop.request();
         tokio::time::timeout(PATIENCE, self.task)
@@ -60,13 +69,18 @@ impl Group {
 
 impl World {
     async fn start() -> World {
+        World::with(PARTITIONS, &Topics::named("convolake.events").all()).await
+    }
+
+    /// With these topics only.
+    async fn with(partitions: i32, existing: &[&str]) -> World {
         let folder = tempfile::tempdir().unwrap();
         let location = folder.path().join("lake");
         let lake = Lake::open(location.to_str().unwrap(), Access::Create)
             .await
             .unwrap();
         let topics = Topics::named("convolake.events");
-        let cluster = EmbeddedCluster::start(PARTITIONS, &topics.all()).unwrap();
+        let cluster = EmbeddedCluster::start(partitions, existing).unwrap();
         let publisher = Publisher::start(&cluster.settings()).unwrap();
         let clock = Clock::system();
         let options = Options {
@@ -97,7 +111,7 @@ impl World {
             topics,
             publisher,
             api,
-            _emulator: emulator,
+            emulator,
             closed,
         }
     }
@@ -119,15 +133,19 @@ impl World {
     }
 
     fn enricher(&self) -> Arc<EnricherWork> {
+        self.enricher_watched(Readiness::new().dependency("api"))
+    }
+
+    fn enricher_watched(&self, api_up: Dependency) -> Arc<EnricherWork> {
         let clock = Clock::system();
         let enricher = Enricher::new(self.api.clone(), clock, Limits::default());
-        let api_up = Readiness::new().dependency("api");
         let lake = Arc::clone(&self.lake);
         Arc::new(EnricherWork::new(
             enricher,
             lake,
             clock,
             Duration::ZERO,
+            Duration::from_secs(86_400),
             api_up,
         ))
     }
@@ -146,14 +164,23 @@ impl World {
             flush_bytes: 1 << 20,
             max_in_flight_bytes: 1 << 20,
             concurrency: 4,
+            accepted_gaps: Vec::new(),
         }
     }
 
     fn spawn<W: Work>(&self, work: Arc<W>, group: &str) -> Group {
+        self.spawn_with(work, &self.cluster.settings(), self.settings(group))
+    }
+
+    fn spawn_with<W: Work>(
+        &self,
+        work: Arc<W>,
+        kafka: &topic::Settings,
+        settings: Settings,
+    ) -> Group {
         let (stop, progress) = (Stop::new(), Arc::<Progress>::default());
-        let (kafka, publisher) = (self.cluster.settings(), self.publisher.clone());
-        let (settings, watched, stopped) =
-            (self.settings(group), Arc::clone(&progress), stop.clone());
+        let (kafka, publisher) = (kafka.clone(), self.publisher.clone());
+        let (watched, stopped) = (Arc::clone(&progress), stop.clone());
         let ready = Readiness::new().dependency("group");
         let task = tokio::spawn(async move {
             run(work, &kafka, publisher, settings, watched, ready, stopped).await
@@ -201,6 +228,17 @@ fn close(id: &str) -> String {
     format!(
         r#"{{"eventType":"CONVERSATION_UPDATED","timestamp":"2026-11-22T10:00:00Z","data":{{"id":"{id}","status":"CLOSED"}}}}"#
     )
+}
+
+/// Files are read in no order of their writing.
+fn sorted(mut rows: Vec<String>) -> Vec<String> {
+    rows.sort();
+    rows
+}
+
+/// A created event, which the archive keeps and the enricher passes over.
+fn opened(id: &str) -> String {
+    format!(r#"{{"eventType":"CONVERSATION_CREATED","data":{{"id":"{id}"}}}}"#)
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -333,11 +371,10 @@ async fn a_poison_record_is_one_dead_letter_and_its_neighbours_are_rows() {
 
     let settings = world.cluster.settings();
     let letters = &world.topics.dead_letters;
-    let mut reader =
-        crate::topic::Consumer::subscribe(&settings, "reader", letters, 1 << 20).unwrap();
+    let mut reader = topic::Consumer::subscribe(&settings, "reader", letters, 1 << 20).unwrap();
     let letter = loop {
         match tokio::time::timeout(PATIENCE, reader.next()).await.unwrap() {
-            crate::topic::Event::Assigned { partitions, reply } => {
+            topic::Event::Assigned { partitions, reply } => {
                 reply.start_at(
                     partitions
                         .into_iter()
@@ -345,7 +382,7 @@ async fn a_poison_record_is_one_dead_letter_and_its_neighbours_are_rows() {
                         .collect(),
                 );
             }
-            crate::topic::Event::Record(record) => break record,
+            topic::Event::Record(record) => break record,
             other => panic!("{other:?}"),
         }
     };
