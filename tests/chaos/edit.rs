@@ -301,8 +301,9 @@ pub(crate) fn lake(rig: &mut Rig<'_>, what: Edit) {
 
 /// From here on no reader can be content with what there is.
 fn unwatch(rig: &mut Rig<'_>) {
-    let watched = rig.watched().expect("a row with workers is watched");
-    assert_eq!(watched["broken"], json!([]));
+    if let Some(watched) = rig.watched() {
+        assert_eq!(watched["broken"], json!([]));
+    }
 }
 
 /// The data file of `communications` that was written last.

@@ -226,6 +226,12 @@ fn records(rig: &mut Rig<'_>, topic: &str) -> Vec<Record> {
     rig.cluster().kafka.records(topic)
 }
 
+/// Hashes of all bodies in a topic.
+fn hashes(rig: &mut Rig<'_>, topic: &str) -> HashSet<String> {
+    let records = records(rig, topic);
+    records.iter().map(|record| named(&record.value)).collect()
+}
+
 /// Hashes of all bodies in Kafka.
 fn in_kafka(rig: &mut Rig<'_>) -> HashSet<String> {
     let mut found = HashSet::new();
@@ -310,15 +316,14 @@ fn true_closes(rig: &Rig<'_>, events: &[Record]) -> HashSet<String> {
 
 /// Waits until the lake has everything that is in Kafka.
 pub(crate) async fn caught_up(rig: &mut Rig<'_>) {
-    let topic = rig.topic.clone();
-    let hashes: HashSet<String> = records(rig, &topic)
-        .iter()
-        .map(|record| named(&record.value))
-        .collect();
+    let [events, _, dead] = topics(&rig.topic.clone());
+    let wanted = hashes(rig, &events);
     let mut patience = Patience::of(rig);
     loop {
+        let letters = hashes(rig, &dead);
         let seen = audit(rig).map(|(counts, archived)| {
-            let missing = hashes.iter().filter(|hash| !archived.contains(*hash));
+            let kept = |hash: &&String| archived.contains(*hash) || letters.contains(*hash);
+            let missing = wanted.iter().filter(|hash| !kept(hash));
             // Conversations are whole only once all of their callbacks were sent.
             let rows = match rig.sender {
                 Some(_) => 0,
@@ -349,17 +354,11 @@ pub(crate) fn audit(rig: &mut Rig<'_>) -> Result<(Value, HashSet<String>), Strin
 
 async fn lake(rig: &mut Rig<'_>, figures: &mut Figures, broken: &mut Vec<String>) {
     let [events, _, dead] = topics(&rig.topic.clone());
-    let mut wanted: HashSet<String> = records(rig, &events)
-        .iter()
-        .map(|record| named(&record.value))
-        .collect();
+    let mut wanted = hashes(rig, &events);
     let excused = !rig.excused.is_empty();
     let mut patience = Patience::of(rig);
     let last = loop {
-        let letters: HashSet<String> = records(rig, &dead)
-            .iter()
-            .map(|record| named(&record.value))
-            .collect();
+        let letters = hashes(rig, &dead);
         wanted.retain(|hash| !letters.contains(hash));
         let seen = audit(rig).map(|(counts, archived)| {
             let missing = wanted.iter().filter(|hash| !archived.contains(*hash));

@@ -74,9 +74,9 @@ pub(super) static ROWS: &[Row] = &[
     ),
     spoiled!(
         "A5",
-        "a conversation that changes between pages, a close that shows late, a stale replica",
+        "a close that the API shows late, a replica that lags",
         "read again, or marked and made whole later",
-        ["changed-between-pages", "late-closes", "stale"]
+        ["late-closes", "stale"]
     ),
     Row {
         id: "A6",
