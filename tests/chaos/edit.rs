@@ -1,6 +1,7 @@
 //! Faults that are changes of data: of a group's offsets, of a topic, of the lake's files, of the API.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -12,8 +13,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
 
 use crate::harness::duckdb::run_script;
+use crate::harness::http::pooled_client;
 use crate::harness::process::arg;
-use crate::harness::until;
+use crate::harness::{ACCOUNT, free_address, until};
 use crate::plan::{Edit, Offsets};
 use crate::rig::{Rig, named};
 use crate::world::{PARTITIONS, topics};
@@ -129,6 +131,49 @@ pub(crate) async fn poison(rig: &mut Rig<'_>, count: u32) {
     rig.times += u64::from(count);
 }
 
+/// Gives the emulator a schedule of faults, or none.
+pub(crate) async fn api(rig: &mut Rig<'_>, schedule: Option<&str>) {
+    let [(_, account), (_, token)] = ACCOUNT else {
+        unreachable!("two entries")
+    };
+    let script = match schedule {
+        None => String::new(),
+        Some(name) => {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/faults");
+            std::fs::read_to_string(folder.join(format!("{name}.yaml"))).unwrap()
+        }
+    };
+    let url = format!(
+        "http://{}/emulator/faults",
+        rig.world.played_before().address
+    );
+    let put = pooled_client()
+        .put(&url)
+        .basic_auth(account, Some(token))
+        .header("content-type", "application/yaml")
+        .body(script);
+    let answer = put.send().await.unwrap();
+    assert!(answer.status().is_success(), "{url}: {}", answer.status());
+    rig.times += u64::from(schedule.is_some());
+    rig.over();
+}
+
+/// `args` with the row's places filled in.
+pub(crate) fn filled(rig: &mut Rig<'_>, args: &[&str]) -> Vec<String> {
+    let lake = rig.lake_path();
+    let api = format!("http://{}", rig.world.played_before().address);
+    let kafka = rig.cluster().kafka.address().to_owned();
+    let fill = |word: &&str| match *word {
+        "{lake}" => arg(&lake).to_owned(),
+        "{api}" => api.clone(),
+        "{kafka}" => kafka.clone(),
+        "{topic}" => rig.topic.clone(),
+        "{ops}" => free_address(),
+        other => other.to_owned(),
+    };
+    args.iter().map(fill).collect()
+}
+
 /// Events whose timestamps no calendar of ours is made for.
 pub(crate) async fn odd_times(rig: &mut Rig<'_>, count: u32) {
     let producer: FutureProducer = rig.cluster().kafka.config().create().unwrap();
@@ -234,12 +279,47 @@ pub(crate) fn lake(rig: &mut Rig<'_>, what: Edit) {
                 }
             }
         }
+        Edit::DeleteData | Edit::CutData => {
+            unwatch(rig);
+            let file = newest_data(&lake);
+            match what {
+                Edit::DeleteData => std::fs::remove_file(&file).unwrap(),
+                _ => {
+                    let bytes = std::fs::read(&file).unwrap();
+                    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+                }
+            }
+        }
         Edit::Empty => {
-            let watched = rig.watched().expect("a row with workers is watched");
-            assert_eq!(watched["broken"], json!([]));
+            unwatch(rig);
             std::fs::remove_dir_all(&lake).unwrap();
             rig.watch();
         }
     }
     rig.times += 1;
+}
+
+/// From here on no reader can be content with what there is.
+fn unwatch(rig: &mut Rig<'_>) {
+    if let Some(watched) = rig.watched() {
+        assert_eq!(watched["broken"], json!([]));
+    }
+}
+
+/// The data file of `communications` that was written last.
+fn newest_data(lake: &Path) -> PathBuf {
+    let mut folders = vec![lake.join("communications")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("_delta_log") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "parquet") {
+                files.push((path.metadata().unwrap().modified().unwrap(), path));
+            }
+        }
+    }
+    files.sort();
+    files.pop().expect("the lake has rows").1
 }

@@ -142,7 +142,7 @@ pub(crate) fn page<'a>(
             Verdict::Held => "**not seen**",
             Verdict::NotRun => "not run",
         };
-        let why = line.why.first().map_or("", String::as_str);
+        let why = line.why.first().map_or(String::new(), |why| cell(why));
         text.push_str(&format!("| {name} | {} | {seen} | {why} |\n", line.row));
     }
     Ok(text)
@@ -199,9 +199,14 @@ fn figures(line: &Line, row: &Row) -> String {
     let why = if why.is_empty() {
         String::new()
     } else {
-        format!("; {}", why.join("; "))
+        cell(&format!("; {}", why.join("; ")))
     };
     format!("{verdict} | {}{why}", cells.join(", "))
+}
+
+/// Text that stays in its cell of a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
 }
 
 const HEAD: &str = "\

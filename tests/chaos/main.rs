@@ -34,6 +34,7 @@ mod load;
 mod proxy;
 mod recover;
 mod rig;
+mod role;
 mod step;
 mod volume;
 mod world;

@@ -132,6 +132,8 @@ pub(crate) enum Material {
     Synthetic,
     /// What the emulator announced of conversations that it played to their end.
     Played,
+    /// The same, but for the closes: nobody announced those.
+    Unclosed,
 }
 
 /// How it is sent.
@@ -239,8 +241,13 @@ pub(crate) enum Step {
     NoneForbidden,
     /// Waits until one has.
     Forbidden(Duration),
+    /// The emulator takes this schedule of faults (a file of `deploy/faults/`), or none.
+    Api(Option<&'static str>),
     /// Something happens to the files of the lake.
     Edit(Edit),
+    /// `convolake` with these arguments ends with 0, or with 3 for having found something; `{lake}`, `{api}`,
+    /// `{kafka}`, `{topic}` and `{ops}` are filled in.
+    Command(&'static [&'static str]),
 }
 
 /// Which files.
@@ -287,6 +294,10 @@ pub(crate) enum Edit {
     StrayFiles,
     /// delta-rs compacts every table.
     Compact,
+    /// The newest data file of `communications` is deleted.
+    DeleteData,
+    /// The newest data file of `communications` is cut in half.
+    CutData,
     /// The lake is emptied; no worker runs.
     Empty,
 }

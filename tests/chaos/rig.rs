@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::ledger::Ledger;
 use crate::load::{Orders, Sender, sha256};
 use crate::plan::{Between, Case, Material, Place, Row, Stand, Toxic, Under, Who};
 use crate::proxy::Proxy;
+use crate::role::Role;
 use crate::volume::Volume;
 use crate::world::{Cluster, World};
 
@@ -32,22 +33,6 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes of the control block of `preload.c`.
 const CONTROL_BYTES: usize = 16;
-
-/// A process of the program that may be ended and started again.
-#[derive(Debug)]
-pub(crate) struct Role {
-    pub(crate) who: Who,
-    pub(crate) args: Vec<String>,
-    /// Further environment.
-    pub(crate) env: Vec<(&'static str, String)>,
-    ops: String,
-    pub(crate) under: Under,
-    pub(crate) process: Option<Process>,
-    /// What lives of it wrote that have ended.
-    pub(crate) written: Vec<String>,
-    /// How those ended that the row did not end.
-    pub(crate) ends: Vec<ExitStatus>,
-}
 
 /// The most that the processes held.
 #[derive(Debug, Default)]
@@ -87,6 +72,8 @@ pub(crate) struct Rig<'w> {
     pub(crate) planted: HashSet<String>,
     /// Hashes of bodies that the row took out of a topic.
     pub(crate) excused: HashSet<String>,
+    /// Milliseconds of the ledger before which an answer promises nothing: its disk was taken away.
+    pub(crate) void_before: u64,
     /// How often the fault was done.
     pub(crate) times: u64,
     /// Milliseconds of the ledger when the last fault ended.
@@ -153,6 +140,7 @@ impl<'w> Rig<'w> {
             cuts: Vec::new(),
             planted: HashSet::new(),
             excused: HashSet::new(),
+            void_before: 0,
             times: 0,
             mark: 0,
             also: BTreeMap::new(),
@@ -176,7 +164,7 @@ impl<'w> Rig<'w> {
             volume.sync()?;
         }
         let api = match stand.material {
-            Material::Played => self.world.played().await.address.clone(),
+            Material::Played | Material::Unclosed => self.world.played().await.address.clone(),
             Material::Synthetic => free_address(),
         };
         let (direct, front, back) = {
@@ -315,6 +303,11 @@ impl<'w> Rig<'w> {
     pub(crate) async fn send(&mut self) {
         let captured = match self.case.stand.material {
             Material::Played => Some(Arc::clone(&self.world.played().await.captured)),
+            Material::Unclosed => {
+                let all = self.world.played().await.captured.iter();
+                let announced = all.filter(|callback| !callback.body.contains("\"CLOSED\""));
+                Some(Arc::new(announced.cloned().collect()))
+            }
             Material::Synthetic => None,
         };
         let listens = |role: &Role| role.args[2].clone();
@@ -484,63 +477,6 @@ fn memory_group(megabytes: u32) -> Result<String, String> {
         .and_then(|()| std::fs::write(limit, format!("{megabytes}M")))
         .map_err(|error| format!("{group}: {error}"))?;
     Ok(group)
-}
-
-impl Role {
-    fn new(who: Who, args: Vec<String>, ops: String, under: Under) -> Role {
-        Role {
-            who,
-            args,
-            env: Vec::new(),
-            ops,
-            under,
-            process: None,
-            written: Vec::new(),
-            ends: Vec::new(),
-        }
-    }
-
-    /// Gives a flag that it has another value.
-    pub(crate) fn set(&mut self, flag: &str, value: &str) {
-        let at = self
-            .args
-            .iter()
-            .position(|arg| arg == flag)
-            .expect("a flag that it has");
-        value.clone_into(&mut self.args[at + 1]);
-    }
-
-    /// `HOST:PORT` of the callback listener.
-    pub(crate) fn address(&self) -> &str {
-        &self.args[2]
-    }
-
-    pub(crate) fn process(&mut self) -> &mut Process {
-        self.process.as_mut().expect("the role runs")
-    }
-
-    /// Takes a process that has ended away, keeping what it wrote.
-    pub(crate) fn bury(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            self.written.push(process.stderr());
-        }
-    }
-
-    pub(crate) fn kill9(&mut self) {
-        self.note_end();
-        if let Some(process) = &mut self.process {
-            process.kill9();
-        }
-        self.bury();
-    }
-
-    /// Notes an end that nobody asked for.
-    pub(crate) fn note_end(&mut self) {
-        if let Some(status) = self.process.as_mut().and_then(Process::exited) {
-            self.ends.push(status);
-            self.bury();
-        }
-    }
 }
 
 impl Drop for Rig<'_> {

@@ -11,16 +11,23 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use crate::edit;
-use crate::harness::process::STOP_LIMIT;
+use crate::harness::process::{Process, STOP_LIMIT};
 use crate::harness::{AUTH_TOKEN, until};
 use crate::oracle;
 use crate::plan::{Place, Step, Times, Under, Who};
-use crate::rig::{Cut, Rig, Role};
+use crate::rig::{Cut, Rig};
+use crate::role::Role;
 
 /// Longest wait for anything to go on between two kills.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
 /// Longest wait for a process to run into the system call that kills it; later calls of a sweep may not come.
 const CALL_LIMIT: Duration = Duration::from_secs(4);
+/// Longest run of a command that ends by itself.
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+/// Longest life of slow connections, those included that wait in the kernel for a descriptor.
+const DRIP_LIMIT: Duration = Duration::from_secs(90);
+/// Answers of before a folder was deleted may arrive so much later.
+const ON_THEIR_WAY_MS: u64 = 2_000;
 /// A SIGTERM may take what is promised, and the time to be seen on a busy machine.
 const EXIT_LIMIT: Duration = STOP_LIMIT.saturating_add(Duration::from_secs(5));
 
@@ -67,7 +74,10 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
             rig.over();
         }
         Step::Clock(seconds) => rig.control(8, &seconds.to_ne_bytes()),
-        Step::Remove(place) => std::fs::remove_dir_all(volume(rig, place).path()).unwrap(),
+        Step::Remove(place) => {
+            std::fs::remove_dir_all(volume(rig, place).path()).unwrap();
+            rig.void_before = rig.ledger.now() + ON_THEIR_WAY_MS;
+        }
         Step::Drip(count) => drip(rig, count).await,
         Step::Leave(count) => leave(rig, count).await,
         Step::Offsets(offsets) => edit::offsets(rig, offsets).await,
@@ -82,16 +92,10 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
             let forbidden = rig.ledger.forbidden();
             assert_eq!(forbidden, 0, "good callbacks were forbidden");
         }
-        Step::Forbidden(limit) => {
-            until("the old key is forbidden", limit, async || {
-                match rig.ledger.forbidden() {
-                    0 => Err("none is".to_owned()),
-                    _ => Ok(()),
-                }
-            })
-            .await;
-        }
+        Step::Forbidden(limit) => forbidden(rig, limit).await,
+        Step::Api(schedule) => edit::api(rig, schedule).await,
         Step::Edit(what) => edit::lake(rig, what),
+        Step::Command(args) => command(rig, args).await,
     }
 }
 
@@ -279,7 +283,7 @@ fn volume<'r>(rig: &'r mut Rig<'_>, place: Place) -> &'r crate::volume::Volume {
     volume.expect("the row's stand has it")
 }
 
-/// Connections that send a byte a second for as long as they are let; each must be closed within 15 s.
+/// Connections that send a byte a second for as long as they are let.
 async fn drip(rig: &mut Rig<'_>, count: u32) {
     let address = rig.roles[rig.those(Who::Receiver)[0]].address().to_owned();
     let started = Instant::now();
@@ -302,8 +306,11 @@ async fn drip(rig: &mut Rig<'_>, count: u32) {
         });
     }
     let all = async { while connections.join_next().await.is_some() {} };
-    let ended = tokio::time::timeout(Duration::from_secs(30), all).await;
-    assert!(ended.is_ok(), "slow connections were still open after 30 s");
+    let ended = tokio::time::timeout(DRIP_LIMIT, all).await;
+    assert!(
+        ended.is_ok(),
+        "slow connections were still open after {DRIP_LIMIT:?}"
+    );
     rig.times += u64::from(count);
     rig.also.insert(
         "slow clients held s".to_owned(),
@@ -328,6 +335,16 @@ async fn leave(rig: &mut Rig<'_>, count: u32) {
     rig.over();
 }
 
+async fn forbidden(rig: &mut Rig<'_>, limit: Duration) {
+    until("the old key is forbidden", limit, async || {
+        match rig.ledger.forbidden() {
+            0 => Err("none is".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
+
 async fn ended(rig: &mut Rig<'_>, who: Who, limit: Duration) {
     let those = rig.those(who);
     until("a process ends by itself", limit, async || {
@@ -341,6 +358,16 @@ async fn ended(rig: &mut Rig<'_>, who: Who, limit: Duration) {
     })
     .await;
     rig.times += 1;
+}
+
+async fn command(rig: &mut Rig<'_>, args: &[&str]) {
+    let words = edit::filled(rig, args);
+    let mut command = rig.world.program.command(&[], &words);
+    let mut process = Process::spawn(&words.join(" "), &mut command);
+    let code = process.wait_exit(COMMAND_LIMIT).await.code();
+    assert!(matches!(code, Some(0 | 3)), "{}", process.report());
+    let exit = f64::from(code.expect("one of the two"));
+    rig.also.insert(format!("exit of {}", args[0]), exit);
 }
 
 async fn with_keys(rig: &mut Rig<'_>, keys: &str) {

@@ -62,8 +62,10 @@ pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 20_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Test binaries that run at once start at different places.
-    let offset = (std::process::id() % u32::from(COUNT)) as u16;
+    // Test binaries that run at once start at different places, far from each other though their ids follow
+    // each other: a port is free to both until one of them has bound it.
+    const APART: u32 = 7_919;
+    let offset = (std::process::id().wrapping_mul(APART) % u32::from(COUNT)) as u16;
     for _ in 0..COUNT {
         let step = NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
         let port = FIRST + (offset + step) % COUNT;

@@ -135,6 +135,21 @@ async fn open_quickly(root: &Path) -> Lake {
     opened.await.unwrap()
 }
 
+/// One writer's lake.
+async fn open_as(me: bool, turns: &Arc<Turns>, faults: &[Fault], root: &Path) -> Lake {
+    let store = Arc::new(Hooked {
+        inner: LocalFileSystem::new(),
+        between: Side {
+            me,
+            turns: turns.clone(),
+            faults: Mutex::new(faults.iter().copied().collect()),
+        },
+    });
+    let storage = Arc::new(Storage::new(store).unwrap());
+    let opened = Lake::open_on(storage, root.to_owned(), Access::Create);
+    opened.await.unwrap()
+}
+
 /// Runs both writers in this order and checks what is there afterwards.
 async fn check(pair: Pair, order: &[bool], faults: [&[Fault]; 2]) {
     let folder = TempDir::new().unwrap();
@@ -142,17 +157,7 @@ async fn check(pair: Pair, order: &[bool], faults: [&[Fault]; 2]) {
     let turns = Arc::new(Turns::default());
     let mut writers = Vec::new();
     for (me, commit) in [false, true].into_iter().zip(commits(pair)) {
-        let store = Arc::new(Hooked {
-            inner: LocalFileSystem::new(),
-            between: Side {
-                me,
-                turns: turns.clone(),
-                faults: Mutex::new(faults[usize::from(me)].iter().copied().collect()),
-            },
-        });
-        let storage = Arc::new(Storage::new(store).unwrap());
-        let root = folder.path().to_owned();
-        let lake = Lake::open_on(storage, root, Access::Create).await.unwrap();
+        let lake = open_as(me, &turns, faults[usize::from(me)], folder.path()).await;
         writers.push((me, lake, commit));
     }
     turns.state.lock().unwrap().turns = order.iter().copied().collect();

@@ -196,7 +196,10 @@ pub(super) static ROWS: &[Row] = &[
                 Step::Start(Who::Worker),
                 Step::Ended(Who::Worker, secs(60)),
             ],
-            claims: &[Claim::Exits(Who::Worker, 1), Claim::Says("offset")],
+            claims: &[
+                Claim::Exits(Who::Worker, 1),
+                Claim::Says("were deleted unread"),
+            ],
         }),
     },
     Row {

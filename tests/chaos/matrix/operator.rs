@@ -1,7 +1,10 @@
 //! Clocks, and people.
 
+use super::api::RECONCILE;
 use super::secs;
-use crate::plan::{Case, Claim, Plan, Row, STEADY, Stand, Step, Under, WHOLE};
+use crate::plan::{
+    Case, Claim, Material, Offsets, Plan, Row, STEADY, Stand, Step, Under, WHOLE, Who,
+};
 
 const DAY: i64 = 86_400;
 const HOUR: i64 = 3_600;
@@ -67,6 +70,62 @@ pub(super) static ROWS: &[Row] = &[
                 Step::Keys("sha1:new,sha1:{old}"),
             ],
             claims: &[],
+        }),
+    },
+    Row {
+        id: "O2",
+        place: "operator",
+        fault: "a spool of an older release, a table of an older one, one that is newer than this",
+        must: "the older are read, the newer are refused",
+        plan: Plan::Tested(&["spool::", "lake::tests::opening"]),
+    },
+    Row {
+        id: "O3",
+        place: "operator",
+        fault: "dead letters and quarantine replayed, groups set back to the start, everything reconciled",
+        must: "no row is added",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(50, secs(20)),
+                Step::Poison(3),
+                Step::Quiet,
+                Step::CaughtUp,
+                Step::Gone(Who::Worker),
+                Step::Offsets(Offsets::AtStart),
+                Step::Start(Who::Worker),
+                Step::Command(&["replay", "--kafka", "{kafka}", "--topic", "{topic}"]),
+                Step::Command(&[
+                    "replay",
+                    "--from",
+                    "quarantine",
+                    "--kafka",
+                    "{kafka}",
+                    "--topic",
+                    "{topic}",
+                ]),
+                RECONCILE,
+                Step::CaughtUp,
+            ],
+            claims: &[Claim::DeadLetters(3), Claim::Lives],
+        }),
+    },
+    Row {
+        id: "O4",
+        place: "operator",
+        fault: "no close is ever announced",
+        must: "`reconcile` finds every one",
+        plan: Plan::Run(Case {
+            stand: Stand {
+                material: Material::Unclosed,
+                ..WHOLE
+            },
+            load: STEADY,
+            before: &[],
+            steps: &[Step::Quiet, RECONCILE],
+            claims: &[Claim::DeadLetters(0), Claim::Lives],
         }),
     },
     Row {

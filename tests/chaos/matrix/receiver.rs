@@ -119,7 +119,7 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "R7",
         place: "receiver",
-        fault: "64 file descriptors and 200 slow connections",
+        fault: "64 file descriptors and 120 slow connections",
         must: "accepts again by itself",
         plan: Plan::Run(Case {
             stand: Stand {
@@ -130,7 +130,7 @@ pub(super) static ROWS: &[Row] = &[
             before: &[],
             steps: &[
                 Step::Sent(50, secs(20)),
-                Step::Drip(200),
+                Step::Drip(120),
                 Step::Sent(100, secs(30)),
             ],
             claims: &[Claim::Lives],

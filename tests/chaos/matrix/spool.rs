@@ -63,7 +63,7 @@ pub(super) static ROWS: &[Row] = &[
         id: "D3",
         place: "spool's disk",
         fault: "the folder is deleted under a running receiver",
-        must: "no panic; what was acknowledged still comes out",
+        must: "no panic; what is acknowledged from then on is not lost",
         plan: Plan::Run(Case {
             stand: SPOOLED,
             load: STEADY,
@@ -71,7 +71,7 @@ pub(super) static ROWS: &[Row] = &[
             steps: &[
                 Step::Sent(50, secs(20)),
                 Step::Remove(Place::Spool),
-                Step::During(secs(3)),
+                Step::During(secs(5)),
                 Step::Start(Who::Kafka),
                 Step::Sent(100, secs(20)),
             ],

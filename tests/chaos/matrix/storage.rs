@@ -3,6 +3,21 @@
 use super::secs;
 use crate::plan::{Case, Claim, Edit, Medium, Place, Plan, Row, STEADY, Stand, Step, WHOLE, Who};
 
+const REPAIR: Step = Step::Command(&[
+    "verify",
+    "--lake",
+    "{lake}",
+    "--api-url",
+    "{api}",
+    "--kafka",
+    "{kafka}",
+    "--topic",
+    "{topic}",
+    "--group",
+    "{topic}",
+    "--repair",
+]);
+
 pub(super) static ROWS: &[Row] = &[
     Row {
         id: "S1",
@@ -83,6 +98,32 @@ pub(super) static ROWS: &[Row] = &[
             ],
             claims: &[Claim::Lives],
         }),
+    },
+    Row {
+        id: "S6",
+        place: "storage",
+        fault: "a data file is deleted, another cut in half",
+        must: "`verify` names them, `verify --repair` has their conversations written anew",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Quiet,
+                Step::CaughtUp,
+                Step::Edit(Edit::DeleteData),
+                Step::Edit(Edit::CutData),
+                REPAIR,
+            ],
+            claims: &[Claim::Lives],
+        }),
+    },
+    Row {
+        id: "S7",
+        place: "storage",
+        fault: "vacuum during writes, on a host eight days ahead",
+        must: "no file is deleted that is live or about to be",
+        plan: Plan::NotRun("there is no vacuum in this version"),
     },
     Row {
         id: "S8",
