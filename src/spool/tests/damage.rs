@@ -32,7 +32,12 @@ impl Damage {
     fn strike(&self, file: &File) -> Vec<(u64, u64)> {
         let end = file.metadata().unwrap().len();
         let place = |part: u16| end * u64::from(part) / 65_536;
-        let block = |part: u16| place(part) / BLOCK * BLOCK;
+        if end < BLOCK {
+            // An earlier cut left nothing that could be damaged further.
+            return Vec::new();
+        }
+        // The last block of a file that was cut begins before its own border.
+        let block = |part: u16| (place(part) / BLOCK * BLOCK).min(end - BLOCK);
         let fill = |part, bytes: usize, with: u8| {
             let from = place(part);
             let to = end.min(from + bytes as u64);
