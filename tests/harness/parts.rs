@@ -128,8 +128,10 @@ impl Kafka {
         std::fs::write(&config, properties).unwrap();
         if !placed.adopted {
             let mut format = java(jars);
-            format.args(["kafka.tools.StorageTool", "format", "--cluster-id"]);
-            format.args([&cluster_id(), "--config", arg(&config)]);
+            // In one argument: an id may begin with a dash.
+            let id = format!("--cluster-id={}", cluster_id());
+            format.args(["kafka.tools.StorageTool", "format", &id]);
+            format.args(["--config", arg(&config)]);
             run("kafka storage format", &mut format).unwrap_or_else(|why| panic!("{why}"));
         }
         let mut kafka = Kafka {
