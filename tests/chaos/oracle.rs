@@ -98,7 +98,7 @@ struct Sent {
 pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
     finish_load(rig).await;
     let entries = rig.ledger.finish();
-    let sent = Sent::of(&entries, rig.void_before);
+    let sent = Sent::of(&entries);
     let mut figures = figures(rig, &entries);
     let mut broken = Vec::new();
     drained(rig, &sent, &mut figures).await;
@@ -131,7 +131,7 @@ pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
 }
 
 impl Sent {
-    fn of(entries: &[Entry], void_before: u64) -> Sent {
+    fn of(entries: &[Entry]) -> Sent {
         let mut sent = Sent::default();
         for entry in entries {
             let hash = entry.sha256.clone();
@@ -139,12 +139,12 @@ impl Sent {
                 (Kind::Forged, _) => {
                     sent.forged.insert(hash);
                 }
-                (_, Outcome::Acked) if entry.t >= void_before => {
+                (_, Outcome::Acked) => {
                     let first = sent.acked.entry(hash.clone()).or_insert(entry.t);
                     *first = entry.t.min(*first);
                     sent.genuine.insert(hash);
                 }
-                (_, Outcome::Acked | Outcome::Refused | Outcome::Indefinite) => {
+                (_, Outcome::Refused | Outcome::Indefinite) => {
                     sent.genuine.insert(hash);
                 }
             }

@@ -218,6 +218,8 @@ pub(crate) enum Step {
     Clock(i64),
     /// The folder is gone.
     Remove(Place),
+    /// This file of the spool is gone.
+    RemoveFile(&'static str),
     /// So many connections that send one byte a second.
     Drip(u32),
     /// So many callbacks whose connection is reset after the body.

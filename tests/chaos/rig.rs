@@ -72,8 +72,6 @@ pub(crate) struct Rig<'w> {
     pub(crate) planted: HashSet<String>,
     /// Hashes of bodies that the row took out of a topic.
     pub(crate) excused: HashSet<String>,
-    /// Milliseconds of the ledger before which an answer promises nothing: its disk was taken away.
-    pub(crate) void_before: u64,
     /// How often the fault was done.
     pub(crate) times: u64,
     /// Milliseconds of the ledger when the last fault ended.
@@ -140,7 +138,6 @@ impl<'w> Rig<'w> {
             cuts: Vec::new(),
             planted: HashSet::new(),
             excused: HashSet::new(),
-            void_before: 0,
             times: 0,
             mark: 0,
             also: BTreeMap::new(),

@@ -26,8 +26,6 @@ const CALL_LIMIT: Duration = Duration::from_secs(4);
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// Longest life of slow connections, those included that wait in the kernel for a descriptor.
 const DRIP_LIMIT: Duration = Duration::from_secs(90);
-/// Answers of before a folder was deleted may arrive so much later.
-const ON_THEIR_WAY_MS: u64 = 2_000;
 /// A SIGTERM may take what is promised, and the time to be seen on a busy machine.
 const EXIT_LIMIT: Duration = STOP_LIMIT.saturating_add(Duration::from_secs(5));
 
@@ -76,7 +74,12 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
         Step::Clock(seconds) => rig.control(8, &seconds.to_ne_bytes()),
         Step::Remove(place) => {
             std::fs::remove_dir_all(volume(rig, place).path()).unwrap();
-            rig.void_before = rig.ledger.now() + ON_THEIR_WAY_MS;
+            rig.times += 1;
+        }
+        Step::RemoveFile(name) => {
+            let file = volume(rig, Place::Spool).path().join(name);
+            std::fs::remove_file(file).unwrap();
+            rig.times += 1;
         }
         Step::Drip(count) => drip(rig, count).await,
         Step::Leave(count) => leave(rig, count).await,
