@@ -12,6 +12,8 @@ from datetime import date, datetime, timezone
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
+from leave import leave
+
 
 def read(table: str, app: str) -> dict:
     delta = DeltaTable(table)
@@ -59,3 +61,4 @@ if __name__ == "__main__":
     path, action, *rest = sys.argv[1:]
     answer = {"read": read, "append": append, "compact": compact}[action](path, *rest)
     json.dump(answer, sys.stdout, default=str)
+    leave()
