@@ -200,6 +200,8 @@ pub(crate) enum Step {
     Gone(Who),
     /// Killed by the kernel at exactly the n-th of these system calls, n = 1..=times; then a new start.
     KillInside(Who, &'static str, Times),
+    /// A worker runs into its end right before a commit of the archive can be seen; so often.
+    AtCommit(Then, Times),
     /// SIGTERM, its end, a new start; so often.
     Terminate(Who, Times),
     /// SIGSTOP for so long.
@@ -248,6 +250,15 @@ pub(crate) enum Step {
     /// `convolake` with these arguments ends with 0, or with 3 for having found something; `{lake}`, `{api}`,
     /// `{kafka}`, `{topic}` and `{ops}` are filled in.
     Command(&'static [&'static str]),
+}
+
+/// What happens to a worker between the last file that it wrote for a commit and the commit itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// It stands still until another has archived everything that it held, and then goes on.
+    Freeze,
+    /// It is gone: at the first commit after its start, at the second, and so on in turn.
+    Kill,
 }
 
 /// Which files.

@@ -32,7 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at memory and file descriptors.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes of the control block of `preload.c`.
-const CONTROL_BYTES: usize = 16;
+const CONTROL_BYTES: usize = 32;
 
 /// The most that the processes held.
 #[derive(Debug, Default)]
