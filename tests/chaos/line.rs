@@ -169,6 +169,7 @@ fn figures(line: &Line, row: &Row) -> String {
     add("dup raw", f.dup_raw.map(|n| n.to_string()));
     add("dup view", f.dup_view.map(|n| n.to_string()));
     add("torn", f.torn.map(|n| n.to_string()));
+    add("conversations", f.conversations.map(|n| n.to_string()));
     add("dead letters", some(f.dlq));
     add("orphans", f.orphans.map(|n| n.to_string()));
     add("looks", f.looks.map(|n| n.to_string()));
@@ -181,6 +182,7 @@ fn figures(line: &Line, row: &Row) -> String {
     );
     add("caught up s", f.t_caught_up_s.map(|n| format!("{n:.1}")));
     add("RSS MB", f.rss_peak_mb.map(|n| n.to_string()));
+    add("descriptors", f.fds_peak.map(|n| n.to_string()));
     add("seed", Some(line.seed.to_string()));
     for (name, value) in &f.also {
         add(name, Some(format!("{value:.1}")));

@@ -131,7 +131,7 @@ fn main() -> ExitCode {
 fn list() {
     for row in matrix::rows() {
         let plan = match row.plan {
-            Plan::Run(_) | Plan::Tested(_) => "",
+            Plan::Run(_) | Plan::Tested(_) | Plan::Integration(_) => "",
             Plan::NotRun(why) => why,
         };
         println!("{}\t{}: {}\t{plan}", row.id, row.place, row.fault);
@@ -224,27 +224,35 @@ async fn one(world: &mut World, row: &'static Row) -> Line {
         seconds: 0.0,
         figures: Figures::default(),
     };
-    let case = match &row.plan {
+    let (target, names): (&[&str], _) = match &row.plan {
         Plan::NotRun(why) => {
             line.why.push((*why).to_owned());
             return line;
         }
-        Plan::Tested(names) => {
-            match tested(names) {
-                Ok(count) => {
-                    line.verdict = Verdict::Held;
-                    line.figures.also.insert("tests".to_owned(), count);
-                }
-                Err(why) => {
-                    line.verdict = Verdict::Broken;
-                    line.why.push(why);
-                }
-            }
+        Plan::Run(case) => {
+            run_case(world, row, case, &mut line).await;
             line.seconds = started.elapsed().as_secs_f64();
             return line;
         }
-        Plan::Run(case) => case,
+        Plan::Tested(names) => (&["--lib"], names),
+        Plan::Integration(names) => (&["--test", "it"], names),
     };
+    match tested(target, names) {
+        Ok(count) => {
+            line.verdict = Verdict::Held;
+            line.figures.also.insert("tests".to_owned(), count);
+        }
+        Err(why) => {
+            line.verdict = Verdict::Broken;
+            line.why.push(why);
+        }
+    }
+    line.seconds = started.elapsed().as_secs_f64();
+    line
+}
+
+/// Runs a row's experiment; a panic is a row that is broken.
+async fn run_case(world: &mut World, row: &'static Row, case: &'static Case, line: &mut Line) {
     let run = std::panic::AssertUnwindSafe(experiment(world, row, case)).catch_unwind();
     match run.await {
         Ok(Ok(findings)) => {
@@ -265,15 +273,15 @@ async fn one(world: &mut World, row: &'static Row) -> Line {
             world.cluster = None;
         }
     }
-    line.seconds = started.elapsed().as_secs_f64();
-    line
 }
 
-/// Runs the unit tests whose names begin so, of which there must be some, and says how many.
-fn tested(names: &[&str]) -> Result<f64, String> {
+/// Runs the tests of a target whose names begin so, of which there must be some, and says how many.
+fn tested(target: &[&str], names: &[&str]) -> Result<f64, String> {
     let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
     cargo
-        .args(["test", "--locked", "--quiet", "--lib", "--"])
+        .args(["test", "--locked", "--quiet"])
+        .args(target)
+        .arg("--")
         .args(names)
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     let printed = harness::process::run("cargo test", &mut cargo)?;

@@ -25,6 +25,8 @@ pub(crate) enum Plan {
     Run(Case),
     /// Simulated, which no process can be: unit tests of these names do it.
     Tested(&'static [&'static str]),
+    /// Run at its full size by integration tests of these names.
+    Integration(&'static [&'static str]),
     /// Why it cannot be run by this harness, wherever that is.
     NotRun(&'static str),
 }
@@ -202,6 +204,8 @@ pub(crate) enum Step {
     KillInside(Who, &'static str, Times),
     /// A worker runs into its end right before a commit of the archive can be seen; so often.
     AtCommit(Then, Times),
+    /// One of these series after the other, drawn by the seed, for so many seconds; who has ended is started again.
+    Drawn(&'static [&'static [Step]], Times),
     /// SIGTERM, its end, a new start; so often.
     Terminate(Who, Times),
     /// SIGSTOP for so long.

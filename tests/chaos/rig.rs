@@ -164,7 +164,9 @@ impl<'w> Rig<'w> {
             volume.sync()?;
         }
         let api = match stand.material {
-            Material::Played | Material::Unclosed => self.world.played().await.address.clone(),
+            Material::Played | Material::Unclosed => {
+                self.world.played(stand.material).await.address.clone()
+            }
             Material::Synthetic => free_address(),
         };
         let (direct, front, back) = {
@@ -302,9 +304,9 @@ impl<'w> Rig<'w> {
 
     pub(crate) async fn send(&mut self) {
         let captured = match self.case.stand.material {
-            Material::Played => Some(Arc::clone(&self.world.played().await.captured)),
+            Material::Played => Some(Arc::clone(&self.world.played_before().captured)),
             Material::Unclosed => {
-                let all = self.world.played().await.captured.iter();
+                let all = self.world.played_before().captured.iter();
                 let announced = all.filter(|callback| !callback.body.contains("\"CLOSED\""));
                 Some(Arc::new(announced.cloned().collect()))
             }

@@ -51,6 +51,7 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
         Step::Gone(who) => gone(rig, who),
         Step::KillInside(who, call, times) => kill_inside(rig, who, call, times).await,
         Step::AtCommit(then, times) => at_commit(rig, then, times).await,
+        Step::Drawn(faults, times) => drawn(rig, faults, times).await,
         Step::Terminate(who, times) => terminate(rig, who, times).await,
         Step::Freeze(who, time) => {
             signal(rig, who, "STOP");
@@ -249,6 +250,21 @@ async fn at_commit(rig: &mut Rig<'_>, then: Then, times: Times) {
     rig.over();
 }
 
+async fn drawn(rig: &mut Rig<'_>, faults: &'static [&'static [Step]], seconds: Times) {
+    let limit = Duration::from_secs(seconds.of(rig.world.size).into());
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        for step in faults[rig.rng.random_range(0..faults.len())] {
+            Box::pin(run(rig, step)).await;
+        }
+        for who in [Who::Receiver, Who::Worker] {
+            start(rig, who).await;
+        }
+        sent(rig, 50, Duration::from_secs(10)).await;
+    }
+    rig.over();
+}
+
 async fn terminate(rig: &mut Rig<'_>, who: Who, times: Times) {
     let mut slowest: f64 = 0.0;
     for _ in 0..often(rig, times) {
@@ -399,11 +415,14 @@ async fn ended(rig: &mut Rig<'_>, who: Who, limit: Duration) {
 async fn command(rig: &mut Rig<'_>, args: &[&str]) {
     let words = edit::filled(rig, args);
     let mut command = rig.world.program.command(&[], &words);
+    let started = Instant::now();
     let mut process = Process::spawn(&words.join(" "), &mut command);
     let code = process.wait_exit(COMMAND_LIMIT).await.code();
     assert!(matches!(code, Some(0 | 3)), "{}", process.report());
     let exit = f64::from(code.expect("one of the two"));
     rig.also.insert(format!("exit of {}", args[0]), exit);
+    let took = started.elapsed().as_secs_f64();
+    rig.also.insert(format!("s of {}", args[0]), took);
 }
 
 async fn with_keys(rig: &mut Rig<'_>, keys: &str) {

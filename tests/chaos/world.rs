@@ -21,11 +21,13 @@ use crate::harness::process::{Process, arg};
 use crate::harness::roles::PUBLIC_URL;
 use crate::harness::{ACCOUNT, folder, free_address, free_port, until};
 use crate::load::{Captured, sha256};
-use crate::plan::Medium;
+use crate::plan::{Material, Medium};
 use crate::volume::Volume;
 
 /// Conversations played for the rows of a short run, and of a release.
-pub(crate) const CONVERSATIONS: crate::plan::Times = crate::plan::times(30, 400);
+const CONVERSATIONS: crate::plan::Times = crate::plan::times(30, 60);
+/// The same where nobody announces that they close.
+const UNCLOSED: crate::plan::Times = crate::plan::times(30, 1_000);
 /// Longest time until the emulator has played and announced them.
 const PLAY_LIMIT: Duration = Duration::from_secs(300);
 /// Partitions of a row's topic.
@@ -136,6 +138,7 @@ pub(crate) fn topics(topic: &str) -> [String; 3] {
 /// Conversations that were played to their end, and the emulator that still answers for them.
 #[derive(Debug)]
 pub(crate) struct Played {
+    count: u32,
     pub(crate) address: String,
     pub(crate) captured: Captured,
     pub(crate) truth_file: PathBuf,
@@ -197,6 +200,7 @@ impl Played {
         let truth_file = folder.path().join("truth.json");
         std::fs::write(&truth_file, truth.to_string()).unwrap();
         Played {
+            count,
             address,
             captured: Arc::new(captured),
             truth_file,
@@ -275,9 +279,18 @@ impl World {
         Ok(())
     }
 
-    pub(crate) async fn played(&mut self) -> &Played {
-        if self.played.is_none() {
-            let played = Played::start(&self.program, CONVERSATIONS.of(self.size), self.seed).await;
+    /// Conversations of a row's material; those of the row before, where it wants as many.
+    pub(crate) async fn played(&mut self, material: Material) -> &Played {
+        let count = match material {
+            Material::Unclosed => UNCLOSED.of(self.size),
+            Material::Played | Material::Synthetic => CONVERSATIONS.of(self.size),
+        };
+        if self
+            .played
+            .as_ref()
+            .is_none_or(|played| played.count != count)
+        {
+            let played = Played::start(&self.program, count, self.seed).await;
             self.played = Some(played);
         }
         self.played.as_ref().expect("made above")

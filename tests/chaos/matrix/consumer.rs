@@ -245,9 +245,7 @@ pub(super) static ROWS: &[Row] = &[
         place: "worker",
         fault: "a conversation of 50,000 communications",
         must: "whole, in bounded memory",
-        plan: Plan::NotRun(
-            "an integration test does it (tests/it/faults.rs), in 150 s and 330 MiB",
-        ),
+        plan: Plan::Integration(&["faults::a_conversation_of_50_000"]),
     },
     Row {
         id: "C14",
