@@ -85,6 +85,9 @@ struct Arguments {
     /// The program, instead of one that is built first.
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// Print what the processes wrote, also where a row held.
+    #[arg(long)]
+    verbose: bool,
     /// Run builds that lack a guard; each must break its row.
     #[arg(long)]
     sabotage: bool,
@@ -160,7 +163,7 @@ async fn run(arguments: &Arguments) -> Result<bool, String> {
         path,
         sabotage: None,
     };
-    let mut world = World::new(program, size, arguments.seed, arguments.kills)?;
+    let mut world = World::new(program, size, arguments)?;
     let mut held = true;
     for row in matrix::rows() {
         if arguments.rows.is_empty() || arguments.rows.iter().any(|id| id == row.id) {
@@ -300,6 +303,7 @@ async fn experiment(
     row: &'static Row,
     case: &'static Case,
 ) -> Result<Findings, String> {
+    let verbose = world.verbose;
     let mut rig = Rig::start(world, row, case).await?;
     for step in case.before {
         step::run(&mut rig, step).await;
@@ -313,7 +317,7 @@ async fn experiment(
         step::run(&mut rig, step).await;
     }
     let findings = oracle::judge(&mut rig).await;
-    if !findings.broken.is_empty() {
+    if verbose || !findings.broken.is_empty() {
         eprintln!(
             "==== {}: what the processes wrote\n{}",
             row.id,

@@ -32,7 +32,7 @@ pub(crate) async fn run(arguments: &Arguments, size: Size) -> Result<bool, Strin
         path,
         sabotage: None,
     };
-    let mut world = World::new(program, size, arguments.seed, arguments.kills)?;
+    let mut world = World::new(program, size, arguments)?;
     let mut seen = true;
     for (sabotage, id) in SEEN_BY {
         if !arguments.rows.is_empty() && !arguments.rows.iter().any(|row| row == id) {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+use crate::Arguments;
 use crate::harness::http::{Callback, get_json};
 use crate::harness::parts::{self, Kafka, Placed};
 use crate::harness::process::{Process, arg};
@@ -245,6 +246,8 @@ pub(crate) struct World {
     pub(crate) seed: u64,
     /// Instead of the kills that a row asks for.
     pub(crate) kills: Option<u32>,
+    /// Whether a row that held is told as much of as one that did not.
+    pub(crate) verbose: bool,
     pub(crate) cluster: Option<Cluster>,
     played: Option<Played>,
     preload: Option<PathBuf>,
@@ -256,15 +259,15 @@ impl World {
     pub(crate) fn new(
         program: Program,
         size: Size,
-        seed: u64,
-        kills: Option<u32>,
+        arguments: &Arguments,
     ) -> Result<World, String> {
         Ok(World {
             program,
             python: parts::python().ok_or("a Python with DuckDB and delta-rs could not be had")?,
             size,
-            seed,
-            kills,
+            seed: arguments.seed,
+            kills: arguments.kills,
+            verbose: arguments.verbose,
             cluster: None,
             played: None,
             preload: None,
