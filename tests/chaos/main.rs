@@ -305,8 +305,21 @@ async fn experiment(
 ) -> Result<Findings, String> {
     let verbose = world.verbose;
     let mut rig = Rig::start(world, row, case).await?;
+    let done = std::panic::AssertUnwindSafe(break_and_judge(&mut rig, case)).catch_unwind();
+    let done = done.await;
+    if verbose || !matches!(&done, Ok(findings) if findings.broken.is_empty()) {
+        eprintln!(
+            "==== {}: what the processes wrote\n{}",
+            row.id,
+            rig.written()
+        );
+    }
+    done.map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+}
+
+async fn break_and_judge(rig: &mut Rig<'_>, case: &'static Case) -> Findings {
     for step in case.before {
-        step::run(&mut rig, step).await;
+        step::run(rig, step).await;
     }
     for at in 0..rig.roles.len() {
         rig.start_role(at).await;
@@ -314,17 +327,9 @@ async fn experiment(
     rig.watch();
     rig.send().await;
     for step in case.steps {
-        step::run(&mut rig, step).await;
+        step::run(rig, step).await;
     }
-    let findings = oracle::judge(&mut rig).await;
-    if verbose || !findings.broken.is_empty() {
-        eprintln!(
-            "==== {}: what the processes wrote\n{}",
-            row.id,
-            rig.written()
-        );
-    }
-    Ok(findings)
+    oracle::judge(rig).await
 }
 
 /// The commit of the working copy; `+` where something is not in it.

@@ -2,6 +2,7 @@
 //!
 //! Owns what takes long to start and what no row breaks for good. Each is started when a row first asks.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -180,13 +181,8 @@ impl Played {
             let truth = get_json(&url).await;
             let closed = ids(&truth);
             let caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
-            let announced = closed.iter().filter(|id| {
-                let is_close = |callback: &&Callback| {
-                    callback.body.contains(id.as_str()) && callback.body.contains("\"CLOSED\"")
-                };
-                caught.iter().any(|callback| is_close(&callback))
-            });
-            match announced.count() {
+            let announced = closes(&caught);
+            match closed.iter().filter(|id| announced.contains(*id)).count() {
                 all if all == count as usize => Ok(truth),
                 some => Err(format!("{some} of {count} are closed and announced")),
             }
@@ -215,6 +211,18 @@ fn ids(truth: &Value) -> Vec<String> {
     let closed = truth["conversations"].as_array().expect("a list");
     let id = |conversation: &Value| conversation["id"].as_str().expect("an id").to_owned();
     closed.iter().map(id).collect()
+}
+
+/// Conversations that these callbacks close.
+fn closes(caught: &[Callback]) -> HashSet<String> {
+    let closing = caught
+        .iter()
+        .filter(|callback| callback.body.contains("\"CLOSED\""));
+    let id = |callback: &Callback| {
+        let body: Value = serde_json::from_str(&callback.body).ok()?;
+        body["data"]["id"].as_str().map(str::to_owned)
+    };
+    closing.filter_map(id).collect()
 }
 
 async fn catch(

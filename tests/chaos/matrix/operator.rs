@@ -156,7 +156,7 @@ pub(super) static ROWS: &[Row] = &[
                 ..STEADY
             },
             before: &[],
-            steps: &[Step::Quiet, RECONCILE, Step::CaughtUp],
+            steps: &[Step::Quiet, RECONCILE],
             claims: &[Claim::DeadLetters(0), Claim::Lives],
         }),
     },
