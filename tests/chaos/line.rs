@@ -135,15 +135,24 @@ pub(crate) fn page<'a>(
         text.push_str(&line);
     }
     text.push_str(SABOTAGE_HEAD);
+    let mut tries: BTreeMap<&str, Vec<&Line>> = BTreeMap::new();
     for line in sabotage {
         let name = line.sabotage.as_deref().unwrap_or_default();
-        let seen = match line.verdict {
+        tries.entry(name).or_default().push(line);
+    }
+    for (name, tries) in tries {
+        let last = tries.last().expect("entered with one");
+        let seen = match last.verdict {
             Verdict::Broken => "seen",
             Verdict::Held => "**not seen**",
             Verdict::NotRun => "not run",
         };
-        let why = line.why.first().map_or(String::new(), |why| cell(why));
-        text.push_str(&format!("| {name} | {} | {seen} | {why} |\n", line.row));
+        let why = last.why.first().map_or(String::new(), |why| cell(why));
+        let seeds = tries.len();
+        text.push_str(&format!(
+            "| {name} | {} | {seen} | {seeds} | {why} |\n",
+            last.row
+        ));
     }
     Ok(text)
 }
@@ -227,6 +236,6 @@ const SABOTAGE_HEAD: &str = "
 
 A build with a guard taken out on purpose has to turn its row red.
 
-| sabotage | row | | what was seen |
-|---|---|---|---|
+| sabotage | row | | seeds tried | what was seen |
+|---|---|---|---|---|
 ";
