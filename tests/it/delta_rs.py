@@ -7,12 +7,13 @@
 """
 
 import json
-import os
 import sys
 from datetime import date, datetime, timezone
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
+
+from leave import leave
 
 
 def read(table: str, app: str) -> dict:
@@ -65,6 +66,4 @@ if __name__ == "__main__":
     path, action, *rest = sys.argv[1:]
     answer = {"read": read, "append": append, "compact": compact, "at": at}[action](path, *rest)
     json.dump(answer, sys.stdout, default=str)
-    sys.stdout.flush()
-    # Threads of its native part abort the interpreter when it ends in an orderly way.
-    os._exit(0)
+    leave()
