@@ -10,6 +10,7 @@
 mod dev;
 mod emulate;
 mod ingest;
+mod maintain;
 mod receive;
 mod reconcile;
 mod replay;
@@ -64,6 +65,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Reconcile(args) => reconcile::run(args, &secrets),
             Command::Replay(args) => replay::run(args),
             Command::Verify(args) => verify::run(args, &secrets),
+            Command::Maintain(args) => maintain::run(&args),
             Command::Sql(args) => sql::run(&args),
         }
     });

@@ -64,6 +64,8 @@ pub enum Command {
     Reconcile(Reconcile),
     /// Is every closed conversation in the lake, whole and once? Names what is not (exit code 3).
     Verify(Verify),
+    /// Deletes what killed writers left and what was replaced long ago; writes a checkpoint where one is due.
+    Maintain(Maintain),
     /// The DuckDB views over a lake, on standard output.
     Sql(Sql),
 }
@@ -389,6 +391,27 @@ pub struct Reconcile {
     pub json: bool,
 }
 
+/// `convolake maintain`
+#[derive(Debug, Args)]
+pub struct Maintain {
+    /// Root of the lake.
+    #[arg(long, value_name = "PATH")]
+    pub lake: String,
+    /// How long a file is kept after no version names it, and a version stays readable; a table's own
+    /// `delta.deletedFileRetentionDuration` counts where it is longer.
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = duration)]
+    pub retain: Duration,
+    /// Nothing writes to the lake now, which alone makes a --retain below 1h safe.
+    #[arg(long)]
+    pub writers_stopped: bool,
+    /// Name what would be deleted, and delete nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `convolake sql`
 #[derive(Debug, Args)]
 pub struct Sql {
@@ -464,6 +487,13 @@ fn kafka_property(text: &str) -> Result<KafkaProperty, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
+    // Days are a matter of calendars to the parser; here they are 24 hours.
+    let days = text
+        .strip_suffix('d')
+        .and_then(|days| days.parse::<u32>().ok());
+    if let Some(days) = days {
+        return Ok(Duration::from_secs(u64::from(days) * 24 * 60 * 60));
+    }
     let signed: jiff::SignedDuration = text
         .parse()
         .map_err(|_| "write a duration such as 500ms, 30s or 2m")?;

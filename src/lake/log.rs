@@ -292,6 +292,17 @@ impl Log {
         if !snapshot.version().is_multiple_of(CHECKPOINT_EVERY_VERSIONS) {
             return snapshot;
         }
+        self.checkpoint(snapshot)
+    }
+
+    /// Whether a fresh reader has more to replay than [`Log::maintain`] leaves: other writers, or checkpoints that failed.
+    pub(super) fn is_long(&self, snapshot: &SnapshotRef) -> bool {
+        let newest = snapshot.log_segment().checkpoint_version.unwrap_or(0);
+        snapshot.version() - newest > CHECKPOINT_EVERY_VERSIONS
+    }
+
+    /// Writes a checkpoint and a checksum; the same snapshot where that fails.
+    pub(super) fn checkpoint(&self, snapshot: SnapshotRef) -> SnapshotRef {
         match snapshot.checkpoint(self.storage.engine(), None) {
             Ok((_, snapshot)) => self.write_checksum(snapshot),
             Err(error) => {

@@ -27,6 +27,7 @@ mod read;
 
 pub mod sql;
 mod storage;
+mod vacuum;
 mod write;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -43,6 +44,7 @@ use storage::Storage;
 
 pub use audit::DataFile;
 pub use read::Batches;
+pub use vacuum::{RETENTION_LEAST, Sweep, Swept};
 
 /// Whether opening a lake may write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -185,12 +185,17 @@ pub(super) fn are_of(ids: &StringArray, conversations: &BTreeSet<String>) -> Boo
 impl LiveFile {
     /// Where it lies. Its path in the log is percent-encoded (Delta protocol, "Add File").
     pub(super) fn location(&self, folder: &Path) -> PathBuf {
-        url::Url::from_directory_path(folder)
-            .ok()
-            .and_then(|url| url.join(&self.path).ok())
-            .and_then(|url| url.to_file_path().ok())
-            .unwrap_or_else(|| folder.join(&*self.path))
+        located(folder, &self.path)
     }
+}
+
+/// Where the log's `path` is, in the table at `folder`.
+pub(super) fn located(folder: &Path, path: &str) -> PathBuf {
+    url::Url::from_directory_path(folder)
+        .ok()
+        .and_then(|url| url.join(path).ok())
+        .and_then(|url| url.to_file_path().ok())
+        .unwrap_or_else(|| folder.join(path))
 }
 
 /// The rows of a file in the shape of `columns`: partition values filled in, what the file lacks null. With `only`,

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "it"))
 
 from compare import TABLES, differences, expected, read_duckdb  # noqa: E402
 from deltalake import DeltaTable  # noqa: E402
+from leave import leave  # noqa: E402
 from query import open_lake  # noqa: E402
 
 # So many differences are shown; the rest is counted.
@@ -58,3 +59,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

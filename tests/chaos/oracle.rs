@@ -342,6 +342,24 @@ pub(crate) async fn caught_up(rig: &mut Rig<'_>) {
     rig.also.insert("caught up s".to_owned(), took);
 }
 
+/// Waits until the archive has everything that is in the topic by now.
+pub(crate) async fn archived(rig: &mut Rig<'_>) {
+    let [events, _, _] = topics(&rig.topic.clone());
+    let wanted = hashes(rig, &events);
+    let mut patience = Patience::of(rig);
+    loop {
+        let seen = audit(rig).map(|(_, archived)| wanted.difference(&archived).count() as u64);
+        if !patience.goes_on(seen.clone().unwrap_or(u64::MAX)).await {
+            assert_eq!(
+                seen,
+                Ok(0),
+                "nobody took over from a worker that stood still"
+            );
+            return;
+        }
+    }
+}
+
 /// What `audit.py` counted, and the hashes of archived bodies.
 pub(crate) fn audit(rig: &mut Rig<'_>) -> Result<(Value, HashSet<String>), String> {
     let hashes = rig.folder.path().join("hashes");

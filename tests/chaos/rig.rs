@@ -32,7 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at memory and file descriptors.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes of the control block of `preload.c`.
-const CONTROL_BYTES: usize = 16;
+const CONTROL_BYTES: usize = 32;
 
 /// The most that the processes held.
 #[derive(Debug, Default)]
@@ -161,7 +161,9 @@ impl<'w> Rig<'w> {
             volume.sync()?;
         }
         let api = match stand.material {
-            Material::Played | Material::Unclosed => self.world.played().await.address.clone(),
+            Material::Played | Material::Unclosed => {
+                self.world.played(stand.material).await.address.clone()
+            }
             Material::Synthetic => free_address(),
         };
         let (direct, front, back) = {
@@ -299,9 +301,9 @@ impl<'w> Rig<'w> {
 
     pub(crate) async fn send(&mut self) {
         let captured = match self.case.stand.material {
-            Material::Played => Some(Arc::clone(&self.world.played().await.captured)),
+            Material::Played => Some(Arc::clone(&self.world.played_before().captured)),
             Material::Unclosed => {
-                let all = self.world.played().await.captured.iter();
+                let all = self.world.played_before().captured.iter();
                 let announced = all.filter(|callback| !callback.body.contains("\"CLOSED\""));
                 Some(Arc::new(announced.cloned().collect()))
             }

@@ -17,8 +17,11 @@ from collections import defaultdict
 from pathlib import Path
 from urllib.parse import unquote
 
-import pyarrow.parquet as pq
-from deltalake import DeltaTable
+sys.path.insert(0, str(Path(__file__).parent.parent / "it"))
+
+import pyarrow.parquet as pq  # noqa: E402
+from deltalake import DeltaTable  # noqa: E402
+from leave import leave  # noqa: E402
 
 TABLES = ("communications", "conversations", "events")
 # So much is told; after it the lake is broken all the same.
@@ -156,3 +159,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

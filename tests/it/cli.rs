@@ -192,6 +192,7 @@ fn help_is_what_was_reviewed() {
         "replay",
         "reconcile",
         "verify",
+        "maintain",
         "sql",
     ] {
         let mut program = Command::new(env!("CARGO_BIN_EXE_convolake"));

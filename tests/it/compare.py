@@ -18,6 +18,7 @@ import duckdb
 import pyarrow
 from deltalake import DeltaTable
 
+from leave import leave
 from query import open_lake
 
 TIMES = {"occurred_at", "created_at", "updated_at"}
@@ -194,7 +195,7 @@ def main() -> None:
                 "first": found[:SHOWN],
             }
     json.dump(report, sys.stdout, indent=1)
-    sys.exit(1 if failed else 0)
+    leave(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     delta_rs.py TABLE read APP       version, rows, the position of APP, columns that may be null
     delta_rs.py TABLE append DATE    writes one event, with a column of its own and without one of ours
     delta_rs.py TABLE compact        rewrites small files into larger ones
+    delta_rs.py TABLE at VERSION     rows of an older version
 """
 
 import json
@@ -11,6 +12,8 @@ from datetime import date, datetime, timezone
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
+
+from leave import leave
 
 
 def read(table: str, app: str) -> dict:
@@ -55,7 +58,12 @@ def compact(table: str) -> dict:
     return DeltaTable(table).optimize.compact()
 
 
+def at(table: str, version: str) -> dict:
+    return {"rows": len(DeltaTable(table, version=int(version)).to_pyarrow_table())}
+
+
 if __name__ == "__main__":
     path, action, *rest = sys.argv[1:]
-    answer = {"read": read, "append": append, "compact": compact}[action](path, *rest)
+    answer = {"read": read, "append": append, "compact": compact, "at": at}[action](path, *rest)
     json.dump(answer, sys.stdout, default=str)
+    leave()

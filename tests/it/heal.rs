@@ -393,7 +393,7 @@ fn updated(id: &str, minute: usize) -> String {
 }
 
 /// What every row says.
-fn content(python: &Path, lake: &Path) -> Vec<Value> {
+pub(crate) fn content(python: &Path, lake: &Path) -> Vec<Value> {
     let sql = "select conversation_id, communication_id, position, text, channel,
                       (select content_hash from conversations v where v.conversation_id = c.conversation_id) as hash
                from communications c order by all";
@@ -401,7 +401,7 @@ fn content(python: &Path, lake: &Path) -> Vec<Value> {
 }
 
 /// The Parquet files below a table, sorted.
-fn data_files(table: &Path) -> Vec<PathBuf> {
+pub(crate) fn data_files(table: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![table.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -513,7 +513,7 @@ async fn replay(kafka: &Kafka, flags: &[&str]) -> Value {
 }
 
 /// The exit code of a command, and the one JSON object that it printed.
-async fn command(args: &[&str]) -> (Option<i32>, Value) {
+pub(crate) async fn command(args: &[&str]) -> (Option<i32>, Value) {
     let mut process = convolake(args, ACCOUNT);
     let status = process.wait_exit(COMMAND_LIMIT).await;
     let printed = process.stdout();

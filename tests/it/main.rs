@@ -41,6 +41,9 @@ mod fault_scripts;
 // What an operator heals afterwards: replay, reconcile, verify.
 mod heal;
 
+// What killed writers leave, swept.
+mod maintain;
+
 // The Orchestrator as a process: profile, clock, bounds, progress.
 mod emulate;
 

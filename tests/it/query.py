@@ -13,6 +13,8 @@ from pathlib import Path
 import duckdb
 import duckdb_extension_delta
 
+from leave import leave
+
 TABLES = ("communications", "conversations", "events")
 
 
@@ -46,3 +48,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

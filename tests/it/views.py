@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from leave import leave
 from query import connect
 
 
@@ -26,3 +27,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

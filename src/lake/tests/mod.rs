@@ -6,6 +6,7 @@ mod interleavings;
 mod lookups;
 mod opening;
 mod store;
+mod vacuum;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
