@@ -1,8 +1,7 @@
 //! The idempotent producer: one slot and no thread for each record on its way.
 //!
-//! Owns the records between [`Publisher::publish`] and their acknowledgement, the task that serves
-//! acknowledgements, and the replacement of a producer that reported a fatal error. Refuses to retry a
-//! record: librdkafka retries within [`MESSAGE_TIMEOUT`](super::MESSAGE_TIMEOUT), after that the caller decides.
+//! Owns the records between [`Publisher::publish`] and their acknowledgement. Refuses to serve the producer's
+//! events and to replace one that failed for good (`rebuild` does both), and to retry a record: librdkafka retries within [`MESSAGE_TIMEOUT`](super::MESSAGE_TIMEOUT), after that the caller decides.
 //!
 //! Guarantees: every [`Acknowledgement`] ends, also when the producer is rebuilt, closed or dropped. A
 //! slot is used again only after librdkafka has reported its record and the acknowledgement was read or
@@ -14,6 +13,8 @@
 //! acknowledged and missing). The likely cause, not proven: when records time out with a batch on its
 //! way, librdkafka takes a new epoch and sends again what is still in time, which the broker cannot
 //! recognise. Readers tell repeats by `ce_id`.
+
+mod rebuild;
 
 use std::fmt;
 use std::future::Future;
@@ -28,25 +29,16 @@ use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{
-    BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig,
-};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
+use self::rebuild::{end, serve};
 use super::notify::Wakeups;
 use super::record::{Kind, Message};
 use super::{Error, PublishError, Settings, admin, log_line};
 #[cfg(feature = "sabotage")]
 use crate::config::sabotage::{self, Sabotage};
 use crate::telemetry;
-
-/// Shortest time between two replacements of the producer: one that fails at once must not spin.
-const REBUILD_PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait for the reports of records that were purged, which needs no broker.
-const PURGE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Events served before other tasks of the thread get their turn.
-const EVENTS_A_TURN: usize = 64;
 
 /// Publishes records. Clones share one producer.
 #[derive(Clone)]
@@ -325,80 +317,6 @@ impl Core {
             source,
         })
     }
-
-    /// Puts a new producer in the place of one that cannot go on; not if that was closed meanwhile.
-    fn replace(&self) -> Result<Option<Wakeups<Reports>>, Error> {
-        let wakeups = self.produce()?;
-        let mut current = write(&self.current);
-        let Some(failed) = &mut *current else {
-            drop(current);
-            retire(wakeups);
-            return Ok(None);
-        };
-        *failed = Arc::clone(wakeups.producer());
-        Ok(Some(wakeups))
-    }
-}
-
-/// Serves acknowledgements until aborted, and replaces the producer after a fatal error.
-async fn serve(core: Arc<Core>, mut wakeups: Wakeups<Reports>) {
-    let mut next_rebuild = Instant::now();
-    loop {
-        // First, and after a replacement: an event that was there before the signal gives none.
-        serve_queued(&wakeups).await;
-        while is_fatal(wakeups.producer()) {
-            // The producer that failed stays in place until there is another: it refuses at once.
-            tokio::time::sleep_until(next_rebuild).await;
-            next_rebuild = Instant::now() + REBUILD_PAUSE;
-            match core.replace() {
-                Ok(None) => return,
-                Ok(Some(replacement)) => {
-                    tracing::warn!("the producer met a fatal error and was replaced");
-                    core.counters.rebuilt.increment(1);
-                    retire(std::mem::replace(&mut wakeups, replacement));
-                }
-                Err(error) => tracing::error!(%error, "cannot replace the producer yet"),
-            }
-            serve_queued(&wakeups).await;
-        }
-        if let Err(error) = wakeups.wait().await {
-            // Only a closed descriptor fails here, and this task owns it.
-            tracing::error!(%error, "the producer's wake-ups failed; restart the process");
-            return;
-        }
-    }
-}
-
-/// Cheap as long as nothing went wrong; librdkafka's own question locks.
-fn is_fatal(producer: &BaseProducer<Reports>) -> bool {
-    let client = producer.client();
-    client.context().0.troubled.load(Ordering::Acquire) && client.fatal_error().is_some()
-}
-
-async fn serve_queued(wakeups: &Wakeups<Reports>) {
-    loop {
-        for _ in 0..EVENTS_A_TURN {
-            wakeups.producer().poll(Duration::ZERO);
-            if wakeups.queued() == 0 {
-                return;
-            }
-        }
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Lets go of a producer off the runtime's threads, because librdkafka joins its own.
-fn retire(wakeups: Wakeups<Reports>) {
-    tokio::task::spawn_blocking(move || end(wakeups.producer()));
-}
-
-/// Ends every acknowledgement that still waits, as ambiguous. Not left to the producer's own drop, which
-/// may be later: a check in progress holds it too.
-fn end(producer: &BaseProducer<Reports>) {
-    producer.purge(PurgeConfig::default().queue().inflight());
-    // Serves the reports of what was purged; those that did not come in time end with the line below.
-    let _ = producer.flush(PURGE_TIMEOUT);
-    producer.client().context().0.end();
 }
 
 /// Counters of all producers of one publisher.
