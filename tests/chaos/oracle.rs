@@ -24,6 +24,7 @@ use crate::plan::{Claim, Who};
 use crate::recover;
 use crate::rig::{Rig, named};
 use crate::step;
+use crate::sweep::{self, FILES_A_COMMIT};
 use crate::world::topics;
 
 /// Longest time from the end of the load until a spool has been drained and the lake has everything.
@@ -106,9 +107,14 @@ pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
         lake(rig, &sent, &mut figures, &mut broken).await;
     }
     broken.extend(step::stop(&mut rig.roles).await);
+    if rig.case.claims.contains(&Claim::Orphans) {
+        sweep::all(rig, &mut figures, &mut broken).await;
+    } else if rig.abandoned > 0 {
+        figures.swept = Some(rig.swept);
+    }
     count_topics(rig, &sent, &mut figures, &mut broken);
     recover::copies(rig, &sent.acked, &mut broken).await;
-    figures.also = std::mem::take(&mut rig.also);
+    figures.also.append(&mut rig.also);
     if figures.lost > 0 {
         broken.push(format!("{} answered 2xx are nowhere", figures.lost));
     }
@@ -503,14 +509,21 @@ fn check(rig: &mut Rig<'_>, claim: &Claim, figures: &Figures, broken: &mut Vec<S
         }
         Claim::Orphans => {
             let orphans = figures.orphans.unwrap_or(0);
-            // A kill leaves what one commit of each of three tables had written: two partitions at most.
+            let files = figures.also.get(FILES_A_COMMIT).copied().unwrap_or(0.0);
             claim_that(
-                orphans <= rig.times * ORPHANS_A_KILL,
-                format!("{orphans} orphans of {} kills", rig.times),
+                orphans as f64 <= rig.times as f64 * files,
+                format!(
+                    "{orphans} orphans of {} kills, {files} files a commit",
+                    rig.times
+                ),
             );
         }
+        Claim::Swept => claim_that(
+            rig.swept == rig.abandoned,
+            format!(
+                "{} files swept, {} were abandoned",
+                rig.swept, rig.abandoned
+            ),
+        ),
     }
 }
-
-/// Data files of one flush: `events` one a day, `communications` one a channel and day, `conversations` one.
-const ORPHANS_A_KILL: u64 = 12;

@@ -248,6 +248,9 @@ pub(crate) enum Step {
     /// `convolake` with these arguments ends with 0, or with 3 for having found something; `{lake}`, `{api}`,
     /// `{kafka}`, `{topic}` and `{ops}` are filled in.
     Command(&'static [&'static str]),
+    /// `convolake maintain` with these flags, so often, each after another commit, with the wall clock that
+    /// [`Step::Clock`] sets.
+    Sweep(Times, &'static [&'static str]),
 }
 
 /// Which files.
@@ -292,6 +295,8 @@ pub(crate) enum Toxic {
 pub(crate) enum Edit {
     /// Temporary files of a killed writer.
     StrayFiles,
+    /// Data and temporary files that nobody will commit, nine days old.
+    Abandoned,
     /// delta-rs compacts every table.
     Compact,
     /// The newest data file of `communications` is deleted.
@@ -321,6 +326,8 @@ pub(crate) enum Claim {
     Lives,
     /// `events` has at most so many days.
     Days(usize),
-    /// No file of the lake is left that no version names, beyond one a kill.
+    /// At most the files of its largest commits are left by a kill, and none once they are swept.
     Orphans,
+    /// What was abandoned was swept, and nothing else.
+    Swept,
 }

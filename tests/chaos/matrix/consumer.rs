@@ -21,7 +21,7 @@ pub(super) static ROWS: &[Row] = &[
         id: "C1",
         place: "worker",
         fault: "kill -9 of one of two while both commit, half of them right after a commit",
-        must: "once and whole, readable by others at every moment; orphans are bounded",
+        must: "once and whole, readable by others at every moment; a kill leaves the files of its commits at most, which are swept",
         plan: Plan::Run(Case {
             stand: WHOLE,
             load: STEADY,
@@ -34,7 +34,7 @@ pub(super) static ROWS: &[Row] = &[
         id: "C2",
         place: "worker",
         fault: "killed by the kernel at exactly its n-th fsync, link, rename and unlink of a commit",
-        must: "once and whole; orphans are bounded",
+        must: "once and whole; a kill leaves the files of its commits at most, which are swept",
         plan: Plan::Run(Case {
             stand: WHOLE,
             load: STEADY,

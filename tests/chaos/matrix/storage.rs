@@ -1,7 +1,9 @@
 //! The lake's files and log.
 
 use super::secs;
-use crate::plan::{Case, Claim, Edit, Medium, Place, Plan, Row, STEADY, Stand, Step, WHOLE, Who};
+use crate::plan::{
+    Case, Claim, Edit, Medium, Place, Plan, Row, STEADY, Stand, Step, WHOLE, Who, times,
+};
 
 const REPAIR: Step = Step::Command(&[
     "verify",
@@ -122,8 +124,23 @@ pub(super) static ROWS: &[Row] = &[
         id: "S7",
         place: "storage",
         fault: "vacuum during writes, on a host eight days ahead",
-        must: "no file is deleted that is live or about to be",
-        plan: Plan::NotRun("there is no vacuum in this version"),
+        must: "no file is deleted that is live, about to be, or retained; what was abandoned is",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(200, secs(30)),
+                Step::CaughtUp,
+                Step::Edit(Edit::Abandoned),
+                Step::Clock(8 * 86_400),
+                Step::Sweep(times(6, 60), &[]),
+                Step::Edit(Edit::Compact),
+                Step::Edit(Edit::Abandoned),
+                Step::Sweep(times(6, 60), &["--retain", "1h"]),
+            ],
+            claims: &[Claim::Swept, Claim::Lives],
+        }),
     },
     Row {
         id: "S8",
