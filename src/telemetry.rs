@@ -58,6 +58,7 @@ metrics_table! {
     Counter SPOOL_DRAINED = "convolake_spool_drained_records_total", "Records that left the spool because Kafka has them.";
     Counter SPOOL_REFUSED = "convolake_spool_refused_records_total", "Records that the spool did not take, by reason (full, busy, down, closed).";
     Counter SPOOL_SET_ASIDE = "convolake_spool_set_aside_files_total", "Damaged or foreign files of the spool that were set aside.";
+    Counter SPOOL_REMADE = "convolake_spool_remade_files_total", "Times that the spool's file or folder was removed while in use, and made anew.";
     Counter SPOOL_SWITCHES = "convolake_spool_switches_total", "Changes of the way that callbacks go first, by where it leads (kafka, spool).";
     Counter RECORDS_CONSUMED = "convolake_records_consumed_total", "Records read, by group.";
     Gauge IN_FLIGHT_BYTES = "convolake_in_flight_bytes", "Bytes of records read and not yet durable, by group.";

@@ -17,6 +17,10 @@ use super::{
 /// How often the spool is asked how it is.
 const SPOOL_PAUSE: Duration = Duration::from_millis(500);
 
+/// File descriptors that are not for callbacks: listeners, ops connections, Kafka's sockets and pipes, the
+/// spool's files and its folder, and one connection that waits for a place.
+const RESERVED_FILES: u64 = 40;
+
 /// Longest close of the spool's file after the role has ended: all that was answered is on disk.
 const SPOOL_DRAIN: Duration = Duration::from_millis(500);
 
@@ -36,6 +40,37 @@ pub(super) fn run(args: Receive, secrets: &Secrets) -> anyhow::Result<Exit> {
     // One thread owns connections and acknowledgements: more were measured to be slower.
     block_on(1, serve(args, verifier, settings, topics, spool))?;
     Ok(Exit::Done)
+}
+
+/// How many connections the limit of open files has room for, of those `wanted`: with none left for them, Kafka
+/// and the spool could not be opened again after a fault. The limit is raised as far as it may be.
+fn connections(wanted: u32) -> usize {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let needed = u64::from(wanted) + RESERVED_FILES;
+    if limit.current.is_some_and(|current| current < needed) {
+        let before = limit.current;
+        limit.current = Some(limit.maximum.map_or(needed, |most| most.min(needed)));
+        if setrlimit(Resource::Nofile, limit).is_err() {
+            limit.current = before;
+        }
+    }
+    let possible = room(limit.current.unwrap_or(u64::MAX), wanted);
+    if possible < wanted {
+        tracing::warn!(
+            wanted,
+            possible,
+            open_files = limit.current,
+            "fewer connections at once than configured; raise the limit of open files"
+        );
+    }
+    possible as usize
+}
+
+fn room(open_files: u64, wanted: u32) -> u32 {
+    // Below the reserve nothing works well; one connection says so to whoever looks.
+    let room = open_files.saturating_sub(RESERVED_FILES).max(1);
+    u32::try_from(room).unwrap_or(u32::MAX).min(wanted)
 }
 
 /// A spool that cannot be used is wrong use, like any other setting.
@@ -80,7 +115,7 @@ async fn serve(
     let settings = receive::Settings {
         verifier,
         topics,
-        max_connections: args.max_connections.get() as usize,
+        max_connections: connections(args.max_connections.get()),
         spool: spool.clone(),
     };
     let (clock, stop) = (process.clock, process.stop.clone());
@@ -126,5 +161,23 @@ async fn watch_spool(spool: &Spool, ready: &telemetry::Dependency, stop: &Stop) 
             Some(reason) => ready.down(reason),
         }
         stop.race(tokio::time::sleep(SPOOL_PAUSE)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_room_for_everything_else() {
+        for (open_files, wanted, possible) in [
+            (u64::MAX, 4_096, 4_096),
+            (1_024, 4_096, 984),
+            (64, 4_096, 24),
+            (64, 10, 10),
+            (20, 4_096, 1),
+        ] {
+            assert_eq!(room(open_files, wanted), possible, "{open_files} {wanted}");
+        }
     }
 }

@@ -5,8 +5,8 @@
 //! what the first still brings counts.
 //!
 //! Guarantees: [`Delivery::finish`] ends well only after an acknowledgement by all in-sync replicas or an
-//! fsync; it ends within [`PUBLISH_TIMEOUT`] and [`SPOOL_TIMEOUT`] together. Without a spool, Kafka is the
-//! only way.
+//! fsync; it ends at the deadline that its caller was given, at the latest, whatever both ways do. Without a
+//! spool, Kafka is the only way and has all of the time.
 //!
 //! The lost answer: a record given up on one way may arrive there all the same, and is then stored twice.
 //! Readers tell repeats by `ce_id`.
@@ -18,16 +18,19 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use metrics::Counter;
 use tokio::sync::SemaphorePermit;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
-use super::PUBLISH_TIMEOUT;
 use super::publish::Destination;
 use super::ways::{Failure, Way, Ways};
 use crate::spool::{Entry, NotStored, Spool};
 use crate::telemetry;
 use crate::topic::{Acknowledgement, Message, PublishError, Publisher};
 
-/// Longest wait for the spool's disk. With [`PUBLISH_TIMEOUT`] before or after it, an answer takes 4 s.
+/// How long Kafka is waited for alone, where it comes first. What is left until the deadline is the spool's.
+pub const PUBLISH_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// How long the spool's disk is waited for alone, where that comes first: a commit of a slow disk and the one
+/// before it. Kafka, were it well, needs far less than what is left.
 pub const SPOOL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where records can go.
@@ -98,8 +101,12 @@ impl Delivery {
         }
     }
 
-    /// Waits for the first way, then tries the second.
-    pub(super) async fn finish(&self, outgoing: Outgoing<'_>) -> Result<(), NotDelivered> {
+    /// Waits for the first way, then tries the second; until `deadline` and no longer.
+    pub(super) async fn finish(
+        &self,
+        outgoing: Outgoing<'_>,
+        deadline: Instant,
+    ) -> Result<(), NotDelivered> {
         let Outgoing {
             sent,
             entry,
@@ -108,7 +115,7 @@ impl Delivery {
         } = outgoing;
         let Some((backup, entry)) = self.backup.as_ref().zip(entry) else {
             let sent = sent.expect("what cannot be spooled was published");
-            let result = timeout(PUBLISH_TIMEOUT, sent).await;
+            let result = timeout_at(deadline, sent).await;
             let result = result.map_or(Err(LATE), |sent| sent.map_err(PublishError::reason));
             return result.map_err(|reason| {
                 tracing::warn!(
@@ -119,8 +126,8 @@ impl Delivery {
             });
         };
         let result = match sent {
-            Some(sent) => backup.kafka_first(sent, entry).await,
-            None => self.spool_first(backup, entry).await,
+            Some(sent) => backup.kafka_first(sent, entry, deadline).await,
+            None => self.spool_first(backup, entry, deadline).await,
         };
         result.map_err(|(first, second)| {
             tracing::warn!(
@@ -133,9 +140,15 @@ impl Delivery {
     }
 
     /// The spool, and Kafka where the disk fails or takes too long.
-    async fn spool_first(&self, backup: &Backup, entry: Entry) -> Result<(), BothReasons> {
-        let mut stored = pin!(backup.store(entry.clone()));
-        let first = match timeout(SPOOL_TIMEOUT, stored.as_mut()).await {
+    async fn spool_first(
+        &self,
+        backup: &Backup,
+        entry: Entry,
+        deadline: Instant,
+    ) -> Result<(), BothReasons> {
+        let mut stored = pin!(backup.store(entry.clone(), deadline));
+        let alone = deadline.min(Instant::now() + SPOOL_TIMEOUT);
+        let first = match timeout_at(alone, stored.as_mut()).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(reason)) => Some(reason),
             Err(_) => None,
@@ -143,8 +156,8 @@ impl Delivery {
         let sent = self.publisher.publish(&message(&entry.parts()));
         let sent = async { sent.await.map_err(PublishError::reason) };
         let second = match first {
-            Some(_) => timeout(PUBLISH_TIMEOUT, sent).await.unwrap_or(Err(LATE)),
-            None => either(stored, sent, PUBLISH_TIMEOUT).await,
+            Some(_) => timeout_at(deadline, sent).await.unwrap_or(Err(LATE)),
+            None => either(stored, sent, deadline).await,
         };
         second.map_err(|second| (first.unwrap_or(LATE), second))
     }
@@ -172,13 +185,17 @@ impl Backup {
         &self,
         mut sent: Acknowledgement,
         entry: Entry,
+        deadline: Instant,
     ) -> Result<(), BothReasons> {
-        let first = match timeout(PUBLISH_TIMEOUT, &mut sent).await {
+        let alone = deadline.min(Instant::now() + PUBLISH_TIMEOUT);
+        let first = match timeout_at(alone, &mut sent).await {
             Ok(Ok(())) => {
                 self.ways().succeeded();
                 return Ok(());
             }
             Ok(Err(error)) => Some(error),
+            // Its body took the time, which says nothing about Kafka.
+            Err(_) if alone == deadline => return Err((LATE, LATE)),
             Err(_) => None,
         };
         let reason = first.map_or(LATE, PublishError::reason);
@@ -193,19 +210,25 @@ impl Backup {
                 "Kafka does not take callbacks; the spool comes first"
             );
         }
-        let stored = self.store(entry);
+        let stored = self.store(entry, deadline);
         let second = match first {
-            Some(_) => timeout(SPOOL_TIMEOUT, stored).await.unwrap_or(Err(LATE)),
+            Some(_) => timeout_at(deadline, stored).await.unwrap_or(Err(LATE)),
             None => {
                 let sent = async { sent.await.map_err(PublishError::reason) };
-                either(sent, stored, SPOOL_TIMEOUT).await
+                either(sent, stored, deadline).await
             }
         };
         second.map_err(|second| (reason, second))
     }
 
-    async fn store(&self, entry: Entry) -> Result<(), &'static str> {
-        self.spool.push(entry).await.map_err(NotStored::reason)
+    /// Does not wait for a disk that cannot be done by `deadline`: a caller that hears so at once tries again
+    /// sooner, and the queue gets no longer.
+    async fn store(&self, entry: Entry, deadline: Instant) -> Result<(), &'static str> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.spool
+            .push(entry, left)
+            .await
+            .map_err(NotStored::reason)
     }
 
     /// The drain's word that Kafka works, with `unsent` records neither there nor on their way.
@@ -226,11 +249,11 @@ impl Backup {
     }
 }
 
-/// Ends with the first of the two that ends well; otherwise with the last error, or at `limit`.
+/// Ends with the first of the two that ends well; otherwise with the last error, or at `deadline`.
 async fn either(
     one: impl Future<Output = Result<(), &'static str>>,
     other: impl Future<Output = Result<(), &'static str>>,
-    limit: Duration,
+    deadline: Instant,
 ) -> Result<(), &'static str> {
     let both = async {
         match select(pin!(one), pin!(other)).await {
@@ -239,5 +262,5 @@ async fn either(
             Either::Right((Err(_), one)) => one.await,
         }
     };
-    timeout(limit, both).await.unwrap_or(Err(LATE))
+    timeout_at(deadline, both).await.unwrap_or(Err(LATE))
 }

@@ -6,8 +6,9 @@
 //! `drain`'s. Refuses TLS (a proxy's work) and HTTP/2.
 //!
 //! Guarantees: no connection lives on without progress (a head within [`HEAD_TIME_LIMIT`], a body within
-//! [`BODY_TIME_LIMIT`], an idle one as long as a head); at most [`Settings::max_connections`] at once,
-//! further clients wait in the kernel's queue. A stop ends idle connections at once, answers what is in
+//! [`BODY_TIME_LIMIT`], an idle one as long as a head); every request is answered within
+//! [`ANSWER_TIME_LIMIT`] of its head; at most [`Settings::max_connections`] at once, and while more want in,
+//! those that have nothing to say make room (`seats`). A stop ends idle connections at once, answers what is in
 //! flight with `Connection: close`, and returns when all are done.
 //!
 //! Fails when the listener cannot accept any more, or when a connection's task panicked (the others are
@@ -19,6 +20,7 @@ mod gate;
 mod head;
 mod publish;
 mod request;
+mod seats;
 mod ways;
 
 use std::io;
@@ -29,20 +31,20 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
 use self::delivery::Delivery;
 use self::gate::Gate;
 use self::request::Edge;
+use self::seats::{Seat, Seats};
 use crate::lifecycle::{Clock, DRAIN_DEADLINE, Stop};
 use crate::signature::Verifier;
 use crate::spool::Spool;
 use crate::telemetry;
 use crate::topic::{Publisher, Topics};
 
-pub use self::delivery::SPOOL_TIMEOUT;
-pub use self::request::{BODY_TIME_LIMIT, MAX_BODY_BYTES, PUBLISH_TIMEOUT};
+pub use self::delivery::{PUBLISH_TIMEOUT, SPOOL_TIMEOUT};
+pub use self::request::{ANSWER_TIME_LIMIT, BODY_TIME_LIMIT, MAX_BODY_BYTES};
 
 /// Connections served at once, unless configured otherwise. Each holds under 32 kB while it waits.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 4_096;
@@ -51,8 +53,8 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 4_096;
 pub const HEAD_TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longest drain of connections, leaving the rest of [`DRAIN_DEADLINE`] to flush the publisher and to
-/// close the spool. A request in flight needs at most [`BODY_TIME_LIMIT`] and [`PUBLISH_TIMEOUT`]; one
-/// whose body is as slow and whose Kafka is away as well may go unanswered, and is then not owed anything.
+/// close the spool. A request in flight needs at most [`ANSWER_TIME_LIMIT`]; what is left is for clients that
+/// are slow to take their answers.
 pub const DRAIN_LIMIT: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_secs(2));
 
 /// Pause after an accept failed for want of something (file descriptors), and how many in a row are
@@ -109,7 +111,7 @@ pub async fn serve(
     clock: Clock,
     stop: Stop,
 ) -> Result<(), Error> {
-    let slots = Arc::new(Semaphore::new(settings.max_connections));
+    let seats = Seats::new(settings.max_connections);
     let edge = Arc::new(Edge::new(
         settings.verifier,
         settings.topics,
@@ -120,7 +122,7 @@ pub async fn serve(
     let drain_stop = stop.child();
     let mut connections = Connections::default();
     let serving = async {
-        let accepting = accept_all(&listener, &slots, &edge, &stop, &mut connections).await;
+        let accepting = accept_all(&listener, &seats, &edge, &stop, &mut connections).await;
         drop(listener);
         connections.drain().await;
         drain_stop.request();
@@ -141,18 +143,15 @@ pub async fn serve(
 
 async fn accept_all(
     listener: &TcpListener,
-    slots: &Arc<Semaphore>,
+    seats: &Arc<Seats>,
     edge: &Arc<Edge>,
     stop: &Stop,
     connections: &mut Connections,
 ) -> Result<(), Error> {
     let mut failures = 0;
+    // Accepted, and without a seat yet: that it waits is what makes others leave.
+    let mut waiting = None;
     loop {
-        let accept = async {
-            let slot = slots.clone().acquire_owned().await;
-            let slot = slot.expect("the semaphore is never closed");
-            listener.accept().await.map(|(stream, _)| (stream, slot))
-        };
         let accepted = tokio::select! {
             biased;
             () = stop.requested() => return Ok(()),
@@ -160,13 +159,18 @@ async fn accept_all(
                 connections.ended(ended);
                 continue;
             }
-            accepted = accept => accepted,
+            seat = seats.take(), if waiting.is_some() => {
+                let stream = waiting.take().expect("as was asked");
+                let life = connection(stream, seat, edge.clone(), stop.child());
+                connections.tasks.spawn(life);
+                continue;
+            }
+            accepted = listener.accept(), if waiting.is_none() => accepted,
         };
         match accepted {
-            Ok((stream, slot)) => {
+            Ok((stream, _)) => {
                 failures = 0;
-                let life = connection(stream, slot, edge.clone(), stop.child());
-                connections.tasks.spawn(life);
+                waiting = Some(stream);
             }
             // The client's doing, not the listener's.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -184,13 +188,21 @@ async fn accept_all(
     }
 }
 
-/// One connection until it closes: by the client, by an answer, by a time limit, or by the stop.
-async fn connection(stream: TcpStream, slot: OwnedSemaphorePermit, edge: Arc<Edge>, stop: Stop) {
-    let _slot = slot;
+/// One connection until it closes: by the client, by an answer, by a time limit, for another that wants its
+/// seat, or by the stop.
+async fn connection(stream: TcpStream, seat: Seat, edge: Arc<Edge>, stop: Stop) {
     let _open = OpenConnection::count();
     // An interim 100 must not wait for the answer. Failing, it only waits longer.
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| edge.clone().respond(request));
+    let service = service_fn(|request| {
+        seat.busy();
+        let answer = edge.clone().respond(request);
+        async {
+            let answer = answer.await;
+            seat.waits();
+            answer
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME_LIMIT)
@@ -199,7 +211,9 @@ async fn connection(stream: TcpStream, slot: OwnedSemaphorePermit, edge: Arc<Edg
         .serve_connection(Gate::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
+        () = seat.wanted() => return,
         () = stop.requested() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -4,8 +4,8 @@
 //! refuses nothing: what is authentic is kept. Refuses to retry: `topic` does, within the time it gets, and
 //! `delivery` has a second way.
 //!
-//! Guarantees: 204 only after Kafka acknowledged the record or the spool has it on disk; all refusals of the
-//! signature are alike to the sender, so that probing tells nothing; no body, query, header or address is
+//! Guarantees: 204 only after Kafka acknowledged the record or the spool has it on disk; an answer within
+//! [`ANSWER_TIME_LIMIT`] of the head; all refusals of the signature are alike to the sender, so that probing tells nothing; no body, query, header or address is
 //! logged. While either is awaited, body and head are gone.
 //!
 //! The lost answer: after a 503, or a connection that broke before its 204, the record may be in Kafka.
@@ -40,11 +40,12 @@ use crate::topic::{Message, Topics};
 /// Largest body. Twilio's callbacks are a few kB.
 pub const MAX_BODY_BYTES: usize = 256 * 1024;
 
-/// Time for a whole body to arrive, from its head.
-pub const BODY_TIME_LIMIT: Duration = Duration::from_secs(5);
+/// Time for a whole answer, from its request's head: body, Kafka and spool share it. What has not been proven
+/// durable by then is answered 503, so that all of a sender's retries fit into Twilio's 15 s.
+pub const ANSWER_TIME_LIMIT: Duration = Duration::from_millis(2_500);
 
-/// Longest wait for Kafka. With it, and the spool's after it, a callback is answered well within Twilio's 15 s.
-pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for a whole body to arrive, from its head: a callback of a few kB comes with it.
+pub const BODY_TIME_LIMIT: Duration = Duration::from_secs(2);
 
 /// Bodies up to this size are bounded by the number of connections alone.
 const SMALL_BODY_BYTES: usize = 16 * 1024;
@@ -100,7 +101,8 @@ impl Edge {
         let outcome = match self.publish(request).await {
             Ok(outgoing) => {
                 let destination = outgoing.destination;
-                let delivered = self.delivery.finish(outgoing).await;
+                let deadline = started + ANSWER_TIME_LIMIT;
+                let delivered = self.delivery.finish(outgoing, deadline).await;
                 delivered
                     .map(|()| destination)
                     .map_err(|_| Answer::NotPublished)

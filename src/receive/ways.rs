@@ -15,9 +15,10 @@ use tokio::time::Instant;
 
 /// Publishes that fail in a row before the spool comes first.
 pub(super) const FAILURES_IN_A_ROW: u32 = 3;
-/// Shortest time that the spool comes first: as long as a publish is waited for, so that those that began
-/// before the switch have all been counted.
-pub(super) const MIN_STAY: Duration = super::PUBLISH_TIMEOUT;
+/// Shortest time that the spool comes first: no shorter than a publish is waited for, so that those that
+/// began before the switch have all been counted.
+pub(super) const MIN_STAY: Duration = Duration::from_secs(2);
+const _: () = assert!(MIN_STAY.as_millis() >= super::PUBLISH_TIMEOUT.as_millis());
 /// Longest that such a stay grows to.
 pub(super) const MAX_STAY: Duration = Duration::from_secs(30);
 /// A Kafka that has not failed for as long begins anew with [`MIN_STAY`].

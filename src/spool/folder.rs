@@ -6,7 +6,8 @@
 //!
 //! Guarantees: a file is only renamed or removed after all that could be read from it is durable in the
 //! file that takes its place, so that a crash between any two steps loses nothing and the next start goes
-//! on from there. A damaged file is damaged once: what takes its place is whole.
+//! on from there. A damaged file is damaged once: what takes its place is whole. A folder, lock or queue that
+//! somebody removes is noticed, and made anew from the file that is still open.
 //!
 //! | name | is |
 //! |---|---|
@@ -69,7 +70,7 @@ impl fmt::Debug for Wrap {
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    _lock: File,
+    lock: File,
     clock: Clock,
     wrap: Wrap,
 }
@@ -135,7 +136,7 @@ impl Folder {
         }
         Ok(Folder {
             path: path.to_owned(),
-            _lock: lock,
+            lock,
             clock,
             wrap,
         })
@@ -172,7 +173,8 @@ impl Folder {
     }
 
     /// Puts a new file in the place of `old`, with every record of `numbers` that can be read from it.
-    /// Where that is not all of the `expected` number, or nobody knows, `old` is set aside.
+    /// Where that is not all of the `expected` number, or nobody knows, `old` is set aside; so is another
+    /// file that lies in its place.
     pub(super) fn replace(
         &self,
         old: &File,
@@ -189,7 +191,11 @@ impl Folder {
             // Half a copy is of no use, and takes room where that may be what is wanting.
             let _ = fs::remove_file(self.path.join(NEW));
         })?;
-        let set_aside = expected.is_none_or(|expected| salvaged < expected);
+        let main = self.path.join(QUEUE);
+        // Whatever has come to lie there is not ours to write over.
+        let foreign = !is_at(old, &main)?;
+        let partial = expected.is_none_or(|expected| salvaged < expected);
+        let set_aside = exists(&main)? && (partial || foreign);
         self.put_in_place(set_aside)?;
         let mended = Mended {
             set_aside: u64::from(set_aside),
@@ -198,18 +204,27 @@ impl Folder {
         Ok((open, mended))
     }
 
-    /// Whether `file` is still the one that the next start will find.
+    /// That `file` and our lock are still those that the next start will find.
     pub(super) fn holds(&self, file: &File) -> Result<(), Fault> {
-        let gone = |error: io::Error| Fault::Io {
-            error: format!("its file is gone ({error}); restart to make a new one"),
-            sync: false,
-        };
-        let there = fs::symlink_metadata(self.path.join(QUEUE)).map_err(gone)?;
-        let ours = file.metadata()?;
-        if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) {
+        match is_at(file, &self.path.join(QUEUE))? && is_at(&self.lock, &self.path.join(LOCK))? {
+            true => Ok(()),
+            false => Err(Fault::Gone),
+        }
+    }
+
+    /// Makes the folder anew, and locks it, where it or its lock is gone.
+    pub(super) fn restore(&mut self) -> Result<(), Fault> {
+        if is_at(&self.lock, &self.path.join(LOCK))? {
             return Ok(());
         }
-        Err(gone(io::Error::other("another is in its place")))
+        *self = Folder::lock(&self.path, self.clock, self.wrap.clone()).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            Fault::Io {
+                error: format!("{error}{}", cause.unwrap_or_default()),
+                sync: false,
+            }
+        })?;
+        Ok(())
     }
 
     /// Takes the reserve, if there is room for it.
@@ -367,6 +382,20 @@ fn exists(path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether `path` names `file` itself.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        // Also where a file has come to lie in the folder's place.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    let ours = file.metadata()?;
+    Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino()))
 }
 
 /// A name is durable only when its folder is.

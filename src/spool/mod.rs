@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
@@ -178,6 +178,37 @@ struct Shared {
     health: Mutex<Health>,
     /// Told after each commit that added records.
     arrived: Notify,
+    pace: Mutex<Pace>,
+}
+
+/// How fast the disk is.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When the commit began that runs.
+    since: Option<Instant>,
+    /// What the last two took.
+    last: [Duration; 2],
+}
+
+impl Pace {
+    fn done(&mut self, took: Duration) {
+        self.since = None;
+        self.last = [self.last[1], took];
+    }
+
+    /// How long it takes from `now` until `commits` more have followed the one that runs. Judged by the faster
+    /// of the last two, since one that makes the file larger has several fsyncs and is rare; one that already
+    /// takes longer is taken to be half done.
+    fn ahead(&self, now: Instant, commits: u32) -> Duration {
+        let usual = self.last[0].min(self.last[1]);
+        let run = self.since.map(|since| now.saturating_duration_since(since));
+        let rest = match run {
+            None => Duration::ZERO,
+            Some(run) if run < usual => usual - run,
+            Some(run) => run,
+        };
+        rest + usual.max(run.unwrap_or_default()) * commits
+    }
 }
 
 /// A push that waits for its commit.
@@ -235,10 +266,15 @@ impl Spool {
         })
     }
 
-    /// Hands `entry` to the writer. What comes back ends well once it is on disk.
+    /// Hands `entry` to the writer. What comes back ends well once it is on disk; at once where others wait
+    /// already, and the disk, judged by how long it takes for a commit, will not be done `within` the time.
     ///
     /// Cancel-safe: dropped early, the record may be written all the same, and nobody hears of it.
-    pub async fn push(&self, entry: Entry) -> Result<(), NotStored> {
+    pub async fn push(&self, entry: Entry, within: Duration) -> Result<(), NotStored> {
+        if self.wait() > within {
+            writer::refused(NotStored::Busy);
+            return Err(NotStored::Busy);
+        }
         let (reply, answer) = oneshot::channel();
         let bytes = entry.bytes() as u64;
         let waiting = Waiting {
@@ -250,6 +286,18 @@ impl Spool {
         }
         self.send(Command::Push { entry, waiting })?;
         answer.await.unwrap_or(Err(NotStored::Closed))
+    }
+
+    /// How long a push would wait now. One that nobody is ahead of is always worth a try: without it no one
+    /// would learn that the disk is fast again.
+    fn wait(&self) -> Duration {
+        let waiting = self.shared.waiting.load(Ordering::Acquire);
+        if waiting == 0 {
+            return Duration::ZERO;
+        }
+        let commits = waiting / writer::BATCH_RECORDS as u64 + 1;
+        let commits = u32::try_from(commits).unwrap_or(u32::MAX);
+        lock(&self.shared.pace).ahead(Instant::now(), commits)
     }
 
     /// Removes the records numbered `removed`, durably, then gives the oldest that remain after number

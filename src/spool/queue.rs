@@ -50,6 +50,10 @@ pub(super) enum Fault {
         /// An fsync failed.
         sync: bool,
     },
+    /// Its name, or that of its folder's lock, leads to nothing or to something else: what is in it will not
+    /// be found by the next start.
+    #[error("its file or its folder was removed")]
+    Gone,
     /// Not a spool file, or one that something else has changed.
     #[error("{0}")]
     Damaged(String),

@@ -5,7 +5,8 @@
 //!
 //! Guarantees: one commit for all that waited when it began, so that a slow disk makes larger commits and
 //! not a longer wait; after a fault the queue is opened anew before anything is written again: the same file
-//! where only a write failed (a full disk), another one beside it where an fsync did.
+//! where only a write failed (a full disk), another one beside it where an fsync did, and where the file or its
+//! folder was removed. That is looked for after each commit, before its pushes are answered, and every second.
 
 use std::fs::File;
 use std::ops::Range;
@@ -25,9 +26,9 @@ use crate::lifecycle::Clock;
 use crate::telemetry;
 
 /// Most records and bytes of one commit.
-const BATCH_RECORDS: usize = 4_096;
+pub(super) const BATCH_RECORDS: usize = 4_096;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// How often gauges that change by themselves are set.
+/// How often gauges that change by themselves are set, and the file is looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// Shortest time between two tries to open the queue after a fault.
 const REOPEN_PAUSE: Duration = Duration::from_secs(2);
@@ -55,6 +56,9 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     meters: Meters,
     set_aside: u64,
+    /// How often the file or its folder was gone.
+    remade: u64,
+    look_at: Instant,
     /// A push found no room, and there is not much yet.
     full: bool,
     /// Whether what is spooled can also be removed again on a full disk; without it nothing is taken.
@@ -98,6 +102,8 @@ impl Writer {
             shared,
             meters: Meters::new(),
             set_aside: 0,
+            remade: 0,
+            look_at: Instant::now(),
             full: false,
             reserved: false,
             reserve_at: Instant::now(),
@@ -203,7 +209,7 @@ impl Writer {
     fn answer(&self, waiting: impl IntoIterator<Item = Waiting>, result: Result<(), NotStored>) {
         for push in waiting {
             if let Err(refused) = result {
-                self.meters.refused(refused);
+                self::refused(refused);
             }
             let Waiting { reply, place } = push;
             // First, for whoever is answered may look.
@@ -220,10 +226,12 @@ impl Writer {
             return Ok(());
         }
         let at_ms = self.clock.now().as_millisecond();
-        let committed = self
-            .folder
-            .holds(&open.file)
-            .and_then(|()| open.queue.commit(removed, added, at_ms));
+        let began = Instant::now();
+        lock(&self.shared.pace).since = Some(began);
+        let committed = open.queue.commit(removed, added, at_ms);
+        lock(&self.shared.pace).done(began.elapsed());
+        // An fsync of a file that nobody will find again is no promise.
+        let committed = committed.and_then(|gone| self.folder.holds(&open.file).map(|()| gone));
         match committed {
             Ok(gone) => {
                 self.meters.drained.increment(gone);
@@ -248,7 +256,7 @@ impl Writer {
     /// Tries once more with the room that the reserve gives, where there is one.
     fn with_reserve<T>(
         &mut self,
-        work: impl Fn(&mut Writer) -> Result<T, Fault>,
+        mut work: impl FnMut(&mut Writer) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
         match work(self) {
             Err(Fault::Io { sync: false, .. }) if self.give_up_reserve() => work(self),
@@ -280,7 +288,7 @@ impl Writer {
                     file,
                     replace: match fault {
                         Fault::Io { sync, .. } => *sync,
-                        Fault::Damaged(_) | Fault::Newer(_) => true,
+                        Fault::Gone | Fault::Damaged(_) | Fault::Newer(_) => true,
                     },
                     numbers: oldest..queue.next(),
                     records: queue.records(),
@@ -300,6 +308,7 @@ impl Writer {
     fn down(&mut self, before: Option<Before>, fault: &Fault) {
         let reason = match fault {
             Fault::Io { error, .. } => error.clone(),
+            Fault::Gone => fault.to_string(),
             Fault::Damaged(reason) => format!("its file is damaged: {reason}"),
             Fault::Newer(format) => format!("its file has format {format} of a newer release"),
         };
@@ -315,8 +324,16 @@ impl Writer {
         };
     }
 
-    /// Tries again what it is time for.
+    /// Looks after the file, and tries again what it is time for.
     fn reopen(&mut self) {
+        if self.look_at <= Instant::now() {
+            self.look_at = Instant::now() + TICK;
+            if let State::Open(open) = &self.state
+                && let Err(fault) = self.folder.holds(&open.file)
+            {
+                self.fail(&fault);
+            }
+        }
         if !self.reserved && self.reserve_at <= Instant::now() {
             self.take_reserve();
         }
@@ -330,18 +347,30 @@ impl Writer {
             return;
         };
         let before = before.take();
+        let mut remade = false;
         let opened = self.with_reserve(|writer| {
-            let folder = &writer.folder;
+            let folder = &mut writer.folder;
+            let gone = |before: &Before| folder.holds(&before.file).is_err();
+            remade |= before.as_ref().is_some_and(gone);
+            folder.restore()?;
             let Some(before) = &before else {
                 return folder.open_queue();
             };
-            folder.holds(&before.file)?;
-            if before.replace {
+            if before.replace || remade {
                 folder.replace(&before.file, &before.numbers, Some(before.records))
             } else {
                 folder.open_queue()
             }
         });
+        if remade && opened.is_ok() {
+            self.remade += 1;
+            self.meters.remade.increment(1);
+            // It went with the folder.
+            (self.reserved, self.reserve_at) = (false, Instant::now());
+            tracing::error!(
+                "the spool's file was removed; another was made, with all that it held"
+            );
+        }
         match opened {
             Ok((open, mended)) => self.opened(open, mended),
             Err(fault) => self.down(before, &fault),
@@ -364,12 +393,21 @@ impl Writer {
         if health.down.take().is_some() {
             tracing::info!("the spool takes records again");
         }
-        if self.set_aside > 0 {
-            let files = self.set_aside;
-            health.note = Some(format!(
-                "{files} damaged files were set aside in its folder"
-            ));
-        }
+        let notes = [
+            (
+                self.set_aside,
+                "damaged or foreign files were set aside in its folder",
+            ),
+            (
+                self.remade,
+                "times its file was removed and made anew; find out by whom",
+            ),
+        ];
+        let told = notes.into_iter().filter(|(count, _)| *count > 0);
+        let told: Vec<_> = told
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        health.note = (!told.is_empty()).then(|| told.join("; "));
         drop(health);
         self.state = State::Open(open);
         if !self.reserved && self.reserve_at <= Instant::now() {
@@ -405,6 +443,7 @@ struct Meters {
     written: Counter,
     drained: Counter,
     set_aside: Counter,
+    remade: Counter,
 }
 
 impl Meters {
@@ -416,10 +455,12 @@ impl Meters {
             written: metrics::counter!(telemetry::SPOOL_WRITTEN),
             drained: metrics::counter!(telemetry::SPOOL_DRAINED),
             set_aside: metrics::counter!(telemetry::SPOOL_SET_ASIDE),
+            remade: metrics::counter!(telemetry::SPOOL_REMADE),
         }
     }
+}
 
-    fn refused(&self, refused: NotStored) {
-        metrics::counter!(telemetry::SPOOL_REFUSED, "reason" => refused.reason()).increment(1);
-    }
+/// Counts a push that was not stored.
+pub(super) fn refused(refused: NotStored) {
+    metrics::counter!(telemetry::SPOOL_REFUSED, "reason" => refused.reason()).increment(1);
 }

@@ -137,15 +137,24 @@ pub(crate) fn page<'a>(
         text.push_str(&line);
     }
     text.push_str(SABOTAGE_HEAD);
+    let mut tries: BTreeMap<&str, Vec<&Line>> = BTreeMap::new();
     for line in sabotage {
         let name = line.sabotage.as_deref().unwrap_or_default();
-        let seen = match line.verdict {
+        tries.entry(name).or_default().push(line);
+    }
+    for (name, tries) in tries {
+        let last = tries.last().expect("entered with one");
+        let seen = match last.verdict {
             Verdict::Broken => "seen",
             Verdict::Held => "**not seen**",
             Verdict::NotRun => "not run",
         };
-        let why = line.why.first().map_or(String::new(), |why| cell(why));
-        text.push_str(&format!("| {name} | {} | {seen} | {why} |\n", line.row));
+        let why = last.why.first().map_or(String::new(), |why| cell(why));
+        let seeds = tries.len();
+        text.push_str(&format!(
+            "| {name} | {} | {seen} | {seeds} | {why} |\n",
+            last.row
+        ));
     }
     Ok(text)
 }
@@ -171,6 +180,7 @@ fn figures(line: &Line, row: &Row) -> String {
     add("dup raw", f.dup_raw.map(|n| n.to_string()));
     add("dup view", f.dup_view.map(|n| n.to_string()));
     add("torn", f.torn.map(|n| n.to_string()));
+    add("conversations", f.conversations.map(|n| n.to_string()));
     add("dead letters", some(f.dlq));
     add("orphans", f.orphans.map(|n| n.to_string()));
     add("swept", f.swept.map(|n| n.to_string()));
@@ -184,6 +194,7 @@ fn figures(line: &Line, row: &Row) -> String {
     );
     add("caught up s", f.t_caught_up_s.map(|n| format!("{n:.1}")));
     add("RSS MB", f.rss_peak_mb.map(|n| n.to_string()));
+    add("descriptors", f.fds_peak.map(|n| n.to_string()));
     add("seed", Some(line.seed.to_string()));
     for (name, value) in &f.also {
         add(name, Some(format!("{value:.1}")));
@@ -234,6 +245,6 @@ const SABOTAGE_HEAD: &str = "
 
 A build with a guard taken out on purpose has to turn its row red.
 
-| sabotage | row | | what was seen |
-|---|---|---|---|
+| sabotage | row | | seeds tried | what was seen |
+|---|---|---|---|---|
 ";

@@ -86,6 +86,9 @@ struct Arguments {
     /// The program, instead of one that is built first.
     #[arg(long)]
     binary: Option<PathBuf>,
+    /// Print what the processes wrote, also where a row held.
+    #[arg(long)]
+    verbose: bool,
     /// Run builds that lack a guard; each must break its row.
     #[arg(long)]
     sabotage: bool,
@@ -132,7 +135,7 @@ fn main() -> ExitCode {
 fn list() {
     for row in matrix::rows() {
         let plan = match row.plan {
-            Plan::Run(_) | Plan::Tested(_) => "",
+            Plan::Run(_) | Plan::Tested(_) | Plan::Integration(_) => "",
             Plan::NotRun(why) => why,
         };
         println!("{}\t{}: {}\t{plan}", row.id, row.place, row.fault);
@@ -161,7 +164,7 @@ async fn run(arguments: &Arguments) -> Result<bool, String> {
         path,
         sabotage: None,
     };
-    let mut world = World::new(program, size, arguments.seed, arguments.kills)?;
+    let mut world = World::new(program, size, arguments)?;
     let mut held = true;
     for row in matrix::rows() {
         if arguments.rows.is_empty() || arguments.rows.iter().any(|id| id == row.id) {
@@ -225,27 +228,35 @@ async fn one(world: &mut World, row: &'static Row) -> Line {
         seconds: 0.0,
         figures: Figures::default(),
     };
-    let case = match &row.plan {
+    let (target, names): (&[&str], _) = match &row.plan {
         Plan::NotRun(why) => {
             line.why.push((*why).to_owned());
             return line;
         }
-        Plan::Tested(names) => {
-            match tested(names) {
-                Ok(count) => {
-                    line.verdict = Verdict::Held;
-                    line.figures.also.insert("tests".to_owned(), count);
-                }
-                Err(why) => {
-                    line.verdict = Verdict::Broken;
-                    line.why.push(why);
-                }
-            }
+        Plan::Run(case) => {
+            run_case(world, row, case, &mut line).await;
             line.seconds = started.elapsed().as_secs_f64();
             return line;
         }
-        Plan::Run(case) => case,
+        Plan::Tested(names) => (&["--lib"], names),
+        Plan::Integration(names) => (&["--test", "it"], names),
     };
+    match tested(target, names) {
+        Ok(count) => {
+            line.verdict = Verdict::Held;
+            line.figures.also.insert("tests".to_owned(), count);
+        }
+        Err(why) => {
+            line.verdict = Verdict::Broken;
+            line.why.push(why);
+        }
+    }
+    line.seconds = started.elapsed().as_secs_f64();
+    line
+}
+
+/// Runs a row's experiment; a panic is a row that is broken.
+async fn run_case(world: &mut World, row: &'static Row, case: &'static Case, line: &mut Line) {
     let run = std::panic::AssertUnwindSafe(experiment(world, row, case)).catch_unwind();
     match run.await {
         Ok(Ok(findings)) => {
@@ -266,15 +277,15 @@ async fn one(world: &mut World, row: &'static Row) -> Line {
             world.cluster = None;
         }
     }
-    line.seconds = started.elapsed().as_secs_f64();
-    line
 }
 
-/// Runs the unit tests whose names begin so, of which there must be some, and says how many.
-fn tested(names: &[&str]) -> Result<f64, String> {
+/// Runs the tests of a target whose names begin so, of which there must be some, and says how many.
+fn tested(target: &[&str], names: &[&str]) -> Result<f64, String> {
     let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
     cargo
-        .args(["test", "--locked", "--quiet", "--lib", "--"])
+        .args(["test", "--locked", "--quiet"])
+        .args(target)
+        .arg("--")
         .args(names)
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     let printed = harness::process::run("cargo test", &mut cargo)?;
@@ -293,9 +304,23 @@ async fn experiment(
     row: &'static Row,
     case: &'static Case,
 ) -> Result<Findings, String> {
+    let verbose = world.verbose;
     let mut rig = Rig::start(world, row, case).await?;
+    let done = std::panic::AssertUnwindSafe(break_and_judge(&mut rig, case)).catch_unwind();
+    let done = done.await;
+    if verbose || !matches!(&done, Ok(findings) if findings.broken.is_empty()) {
+        eprintln!(
+            "==== {}: what the processes wrote\n{}",
+            row.id,
+            rig.written()
+        );
+    }
+    done.map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+}
+
+async fn break_and_judge(rig: &mut Rig<'_>, case: &'static Case) -> Findings {
     for step in case.before {
-        step::run(&mut rig, step).await;
+        step::run(rig, step).await;
     }
     for at in 0..rig.roles.len() {
         rig.start_role(at).await;
@@ -303,17 +328,9 @@ async fn experiment(
     rig.watch();
     rig.send().await;
     for step in case.steps {
-        step::run(&mut rig, step).await;
+        step::run(rig, step).await;
     }
-    let findings = oracle::judge(&mut rig).await;
-    if !findings.broken.is_empty() {
-        eprintln!(
-            "==== {}: what the processes wrote\n{}",
-            row.id,
-            rig.written()
-        );
-    }
-    Ok(findings)
+    oracle::judge(rig).await
 }
 
 /// The commit of the working copy; `+` where something is not in it.

@@ -99,7 +99,7 @@ struct Sent {
 pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
     finish_load(rig).await;
     let entries = rig.ledger.finish();
-    let sent = Sent::of(&entries, rig.void_before);
+    let sent = Sent::of(&entries);
     let mut figures = figures(rig, &entries);
     let mut broken = Vec::new();
     drained(rig, &sent, &mut figures).await;
@@ -137,7 +137,7 @@ pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
 }
 
 impl Sent {
-    fn of(entries: &[Entry], void_before: u64) -> Sent {
+    fn of(entries: &[Entry]) -> Sent {
         let mut sent = Sent::default();
         for entry in entries {
             let hash = entry.sha256.clone();
@@ -145,12 +145,12 @@ impl Sent {
                 (Kind::Forged, _) => {
                     sent.forged.insert(hash);
                 }
-                (_, Outcome::Acked) if entry.t >= void_before => {
+                (_, Outcome::Acked) => {
                     let first = sent.acked.entry(hash.clone()).or_insert(entry.t);
                     *first = entry.t.min(*first);
                     sent.genuine.insert(hash);
                 }
-                (_, Outcome::Acked | Outcome::Refused | Outcome::Indefinite) => {
+                (_, Outcome::Refused | Outcome::Indefinite) => {
                     sent.genuine.insert(hash);
                 }
             }
@@ -346,6 +346,24 @@ pub(crate) async fn caught_up(rig: &mut Rig<'_>) {
     }
     let took = patience.elapsed().as_secs_f64();
     rig.also.insert("caught up s".to_owned(), took);
+}
+
+/// Waits until the archive has everything that is in the topic by now.
+pub(crate) async fn archived(rig: &mut Rig<'_>) {
+    let [events, _, _] = topics(&rig.topic.clone());
+    let wanted = hashes(rig, &events);
+    let mut patience = Patience::of(rig);
+    loop {
+        let seen = audit(rig).map(|(_, archived)| wanted.difference(&archived).count() as u64);
+        if !patience.goes_on(seen.clone().unwrap_or(u64::MAX)).await {
+            assert_eq!(
+                seen,
+                Ok(0),
+                "nobody took over from a worker that stood still"
+            );
+            return;
+        }
+    }
 }
 
 /// What `audit.py` counted, and the hashes of archived bodies.

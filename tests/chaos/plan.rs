@@ -25,6 +25,8 @@ pub(crate) enum Plan {
     Run(Case),
     /// Simulated, which no process can be: unit tests of these names do it.
     Tested(&'static [&'static str]),
+    /// Run at its full size by integration tests of these names.
+    Integration(&'static [&'static str]),
     /// Why it cannot be run by this harness, wherever that is.
     NotRun(&'static str),
 }
@@ -200,6 +202,10 @@ pub(crate) enum Step {
     Gone(Who),
     /// Killed by the kernel at exactly the n-th of these system calls, n = 1..=times; then a new start.
     KillInside(Who, &'static str, Times),
+    /// A worker runs into its end right before a commit of the archive can be seen; so often.
+    AtCommit(Then, Times),
+    /// One of these series after the other, drawn by the seed, for so many seconds; who has ended is started again.
+    Drawn(&'static [&'static [Step]], Times),
     /// SIGTERM, its end, a new start; so often.
     Terminate(Who, Times),
     /// SIGSTOP for so long.
@@ -218,6 +224,8 @@ pub(crate) enum Step {
     Clock(i64),
     /// The folder is gone.
     Remove(Place),
+    /// This file of the spool is gone.
+    RemoveFile(&'static str),
     /// So many connections that send one byte a second.
     Drip(u32),
     /// So many callbacks whose connection is reset after the body.
@@ -251,6 +259,15 @@ pub(crate) enum Step {
     /// `convolake maintain` with these flags, so often, each after another commit, with the wall clock that
     /// [`Step::Clock`] sets.
     Sweep(Times, &'static [&'static str]),
+}
+
+/// What happens to a worker between the last file that it wrote for a commit and the commit itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// It stands still until another has archived everything that it held, and then goes on.
+    Freeze,
+    /// It is gone: at the first commit after its start, at the second, and so on in turn.
+    Kill,
 }
 
 /// Which files.

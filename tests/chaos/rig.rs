@@ -32,7 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at memory and file descriptors.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes of the control block of `preload.c`.
-const CONTROL_BYTES: usize = 16;
+const CONTROL_BYTES: usize = 32;
 
 /// The most that the processes held.
 #[derive(Debug, Default)]
@@ -72,8 +72,6 @@ pub(crate) struct Rig<'w> {
     pub(crate) planted: HashSet<String>,
     /// Hashes of bodies that the row took out of a topic.
     pub(crate) excused: HashSet<String>,
-    /// Milliseconds of the ledger before which an answer promises nothing: its disk was taken away.
-    pub(crate) void_before: u64,
     /// How often the fault was done.
     pub(crate) times: u64,
     /// Files that a writer left behind, as the row made it look, and files that were swept.
@@ -143,7 +141,6 @@ impl<'w> Rig<'w> {
             cuts: Vec::new(),
             planted: HashSet::new(),
             excused: HashSet::new(),
-            void_before: 0,
             times: 0,
             abandoned: 0,
             swept: 0,
@@ -169,7 +166,9 @@ impl<'w> Rig<'w> {
             volume.sync()?;
         }
         let api = match stand.material {
-            Material::Played | Material::Unclosed => self.world.played().await.address.clone(),
+            Material::Played | Material::Unclosed => {
+                self.world.played(stand.material).await.address.clone()
+            }
             Material::Synthetic => free_address(),
         };
         let (direct, front, back) = {
@@ -309,9 +308,9 @@ impl<'w> Rig<'w> {
 
     pub(crate) async fn send(&mut self) {
         let captured = match self.case.stand.material {
-            Material::Played => Some(Arc::clone(&self.world.played().await.captured)),
+            Material::Played => Some(Arc::clone(&self.world.played_before().captured)),
             Material::Unclosed => {
-                let all = self.world.played().await.captured.iter();
+                let all = self.world.played_before().captured.iter();
                 let announced = all.filter(|callback| !callback.body.contains("\"CLOSED\""));
                 Some(Arc::new(announced.cloned().collect()))
             }

@@ -14,10 +14,10 @@ const TRIES: usize = 6;
 const SEEN_BY: [(&str, &str); 8] = [
     ("s1", "R1"),
     ("s2", "R3"),
-    ("s3", "C1"),
+    ("s3", "C14"),
     ("s4", "C5"),
-    ("s5", "R1"),
-    ("s6", "R1"),
+    ("s5", "R9"),
+    ("s6", "R9"),
     ("s7", "R4"),
     ("s8", "C3"),
 ];
@@ -32,7 +32,7 @@ pub(crate) async fn run(arguments: &Arguments, size: Size) -> Result<bool, Strin
         path,
         sabotage: None,
     };
-    let mut world = World::new(program, size, arguments.seed, arguments.kills)?;
+    let mut world = World::new(program, size, arguments)?;
     let mut seen = true;
     for (sabotage, id) in SEEN_BY {
         if !arguments.rows.is_empty() && !arguments.rows.iter().any(|row| row == id) {

@@ -14,7 +14,7 @@ use crate::edit;
 use crate::harness::process::{Process, STOP_LIMIT};
 use crate::harness::{AUTH_TOKEN, until};
 use crate::oracle;
-use crate::plan::{Place, Step, Times, Under, Who};
+use crate::plan::{Place, Step, Then, Times, Under, Who};
 use crate::rig::{Cut, Rig};
 use crate::role::Role;
 use crate::sweep;
@@ -27,8 +27,6 @@ const CALL_LIMIT: Duration = Duration::from_secs(4);
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// Longest life of slow connections, those included that wait in the kernel for a descriptor.
 const DRIP_LIMIT: Duration = Duration::from_secs(90);
-/// Answers of before a folder was deleted may arrive so much later.
-const ON_THEIR_WAY_MS: u64 = 2_000;
 /// A SIGTERM may take what is promised, and the time to be seen on a busy machine.
 const EXIT_LIMIT: Duration = STOP_LIMIT.saturating_add(Duration::from_secs(5));
 
@@ -51,6 +49,8 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
         }
         Step::Gone(who) => gone(rig, who),
         Step::KillInside(who, call, times) => kill_inside(rig, who, call, times).await,
+        Step::AtCommit(then, times) => at_commit(rig, then, times).await,
+        Step::Drawn(faults, times) => drawn(rig, faults, times).await,
         Step::Terminate(who, times) => terminate(rig, who, times).await,
         Step::Freeze(who, time) => {
             signal(rig, who, "STOP");
@@ -77,7 +77,12 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
         Step::Clock(seconds) => rig.control(8, &seconds.to_ne_bytes()),
         Step::Remove(place) => {
             std::fs::remove_dir_all(volume(rig, place).path()).unwrap();
-            rig.void_before = rig.ledger.now() + ON_THEIR_WAY_MS;
+            rig.times += 1;
+        }
+        Step::RemoveFile(name) => {
+            let file = volume(rig, Place::Spool).path().join(name);
+            std::fs::remove_file(file).unwrap();
+            rig.times += 1;
         }
         Step::Drip(count) => drip(rig, count).await,
         Step::Leave(count) => leave(rig, count).await,
@@ -212,18 +217,68 @@ async fn kill_inside(rig: &mut Rig<'_>, who: Who, call: &'static str, times: Tim
     rig.over();
 }
 
+/// Commits of the archive in a row before which a worker is killed: a batch, and the next one.
+const COMMITS_IN_TURN: u32 = 4;
+
+/// Workers that end exactly between the files of a commit and the commit, which their preload does.
+async fn at_commit(rig: &mut Rig<'_>, then: Then, times: Times) {
+    for n in 0..often(rig, times) {
+        let (signal, commits) = match then {
+            Then::Freeze => (libc::SIGSTOP, 1),
+            Then::Kill => (libc::SIGKILL, 1 + n % COMMITS_IN_TURN),
+        };
+        rig.control(20, &signal.to_ne_bytes());
+        rig.control(16, &commits.to_ne_bytes());
+        let those = rig.those(Who::Worker);
+        let mut hit = None;
+        until("a worker commits", PROGRESS_LIMIT, async || {
+            hit = those.iter().copied().find(|at| match then {
+                Then::Freeze => rig.roles[*at].process().is_stopped(),
+                Then::Kill => rig.roles[*at].process().exited().is_some(),
+            });
+            hit.map(drop).ok_or_else(|| "none did".to_owned())
+        })
+        .await;
+        let at = hit.expect("found above");
+        match then {
+            Then::Freeze => {
+                oracle::archived(rig).await;
+                rig.roles[at].process().signal("CONT");
+            }
+            Then::Kill => {
+                rig.roles[at].bury();
+                rig.start_role(at).await;
+            }
+        }
+        rig.times += 1;
+    }
+    rig.over();
+}
+
+async fn drawn(rig: &mut Rig<'_>, faults: &'static [&'static [Step]], seconds: Times) {
+    let limit = Duration::from_secs(seconds.of(rig.world.size).into());
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        for step in faults[rig.rng.random_range(0..faults.len())] {
+            Box::pin(run(rig, step)).await;
+        }
+        for who in [Who::Receiver, Who::Worker] {
+            start(rig, who).await;
+        }
+        sent(rig, 50, Duration::from_secs(10)).await;
+    }
+    rig.over();
+}
+
 async fn terminate(rig: &mut Rig<'_>, who: Who, times: Times) {
     let mut slowest: f64 = 0.0;
     for _ in 0..often(rig, times) {
-        let before = rig.ledger.acked();
-        until(
-            "callbacks between two stops",
-            PROGRESS_LIMIT,
-            async || match rig.ledger.acked() {
-                more if more > before + 10 => Ok(()),
-                few => Err(format!("{few}")),
-            },
-        )
+        let (before, acked) = (progress(rig, who), rig.ledger.acked());
+        let what = "progress between two stops";
+        until(what, PROGRESS_LIMIT, async || match progress(rig, who) {
+            more if more > before && rig.ledger.acked() > acked + 10 => Ok(()),
+            few => Err(format!("{few}")),
+        })
         .await;
         for at in rig.those(who) {
             let started = Instant::now();
@@ -365,11 +420,14 @@ async fn ended(rig: &mut Rig<'_>, who: Who, limit: Duration) {
 async fn command(rig: &mut Rig<'_>, args: &[&str]) {
     let words = edit::filled(rig, args);
     let mut command = rig.world.program.command(&[], &words);
+    let started = Instant::now();
     let mut process = Process::spawn(&words.join(" "), &mut command);
     let code = process.wait_exit(COMMAND_LIMIT).await.code();
     assert!(matches!(code, Some(0 | 3)), "{}", process.report());
     let exit = f64::from(code.expect("one of the two"));
     rig.also.insert(format!("exit of {}", args[0]), exit);
+    let took = started.elapsed().as_secs_f64();
+    rig.also.insert(format!("s of {}", args[0]), took);
 }
 
 async fn with_keys(rig: &mut Rig<'_>, keys: &str) {

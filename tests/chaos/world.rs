@@ -2,6 +2,7 @@
 //!
 //! Owns what takes long to start and what no row breaks for good. Each is started when a row first asks.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,17 +16,20 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+use crate::Arguments;
 use crate::harness::http::{Callback, get_json};
 use crate::harness::parts::{self, Kafka, Placed};
 use crate::harness::process::{Process, arg};
 use crate::harness::roles::PUBLIC_URL;
 use crate::harness::{ACCOUNT, folder, free_address, free_port, until};
 use crate::load::{Captured, sha256};
-use crate::plan::Medium;
+use crate::plan::{Material, Medium};
 use crate::volume::Volume;
 
 /// Conversations played for the rows of a short run, and of a release.
-pub(crate) const CONVERSATIONS: crate::plan::Times = crate::plan::times(30, 400);
+const CONVERSATIONS: crate::plan::Times = crate::plan::times(30, 60);
+/// The same where nobody announces that they close.
+const UNCLOSED: crate::plan::Times = crate::plan::times(30, 1_000);
 /// Longest time until the emulator has played and announced them.
 const PLAY_LIMIT: Duration = Duration::from_secs(300);
 /// Partitions of a row's topic.
@@ -136,6 +140,7 @@ pub(crate) fn topics(topic: &str) -> [String; 3] {
 /// Conversations that were played to their end, and the emulator that still answers for them.
 #[derive(Debug)]
 pub(crate) struct Played {
+    count: u32,
     pub(crate) address: String,
     pub(crate) captured: Captured,
     pub(crate) truth_file: PathBuf,
@@ -176,13 +181,8 @@ impl Played {
             let truth = get_json(&url).await;
             let closed = ids(&truth);
             let caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
-            let announced = closed.iter().filter(|id| {
-                let is_close = |callback: &&Callback| {
-                    callback.body.contains(id.as_str()) && callback.body.contains("\"CLOSED\"")
-                };
-                caught.iter().any(|callback| is_close(&callback))
-            });
-            match announced.count() {
+            let announced = closes(&caught);
+            match closed.iter().filter(|id| announced.contains(*id)).count() {
                 all if all == count as usize => Ok(truth),
                 some => Err(format!("{some} of {count} are closed and announced")),
             }
@@ -197,6 +197,7 @@ impl Played {
         let truth_file = folder.path().join("truth.json");
         std::fs::write(&truth_file, truth.to_string()).unwrap();
         Played {
+            count,
             address,
             captured: Arc::new(captured),
             truth_file,
@@ -210,6 +211,18 @@ fn ids(truth: &Value) -> Vec<String> {
     let closed = truth["conversations"].as_array().expect("a list");
     let id = |conversation: &Value| conversation["id"].as_str().expect("an id").to_owned();
     closed.iter().map(id).collect()
+}
+
+/// Conversations that these callbacks close.
+fn closes(caught: &[Callback]) -> HashSet<String> {
+    let closing = caught
+        .iter()
+        .filter(|callback| callback.body.contains("\"CLOSED\""));
+    let id = |callback: &Callback| {
+        let body: Value = serde_json::from_str(&callback.body).ok()?;
+        body["data"]["id"].as_str().map(str::to_owned)
+    };
+    closing.filter_map(id).collect()
 }
 
 async fn catch(
@@ -241,6 +254,8 @@ pub(crate) struct World {
     pub(crate) seed: u64,
     /// Instead of the kills that a row asks for.
     pub(crate) kills: Option<u32>,
+    /// Whether a row that held is told as much of as one that did not.
+    pub(crate) verbose: bool,
     pub(crate) cluster: Option<Cluster>,
     played: Option<Played>,
     preload: Option<PathBuf>,
@@ -252,15 +267,15 @@ impl World {
     pub(crate) fn new(
         program: Program,
         size: Size,
-        seed: u64,
-        kills: Option<u32>,
+        arguments: &Arguments,
     ) -> Result<World, String> {
         Ok(World {
             program,
             python: parts::python().ok_or("a Python with DuckDB and delta-rs could not be had")?,
             size,
-            seed,
-            kills,
+            seed: arguments.seed,
+            kills: arguments.kills,
+            verbose: arguments.verbose,
             cluster: None,
             played: None,
             preload: None,
@@ -275,9 +290,18 @@ impl World {
         Ok(())
     }
 
-    pub(crate) async fn played(&mut self) -> &Played {
-        if self.played.is_none() {
-            let played = Played::start(&self.program, CONVERSATIONS.of(self.size), self.seed).await;
+    /// Conversations of a row's material; those of the row before, where it wants as many.
+    pub(crate) async fn played(&mut self, material: Material) -> &Played {
+        let count = match material {
+            Material::Unclosed => UNCLOSED.of(self.size),
+            Material::Played | Material::Synthetic => CONVERSATIONS.of(self.size),
+        };
+        if self
+            .played
+            .as_ref()
+            .is_none_or(|played| played.count != count)
+        {
+            let played = Played::start(&self.program, count, self.seed).await;
             self.played = Some(played);
         }
         self.played.as_ref().expect("made above")

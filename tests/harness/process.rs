@@ -116,6 +116,15 @@ impl Process {
         assert!(sent.success(), "{}: SIG{name} was not sent", self.name);
     }
 
+    /// Whether it was stopped by a signal and not continued.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap_or_default();
+        // proc(5): the state follows the name, which may hold anything, in parentheses.
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    }
+
     /// Ends it at once and reaps it.
     pub(crate) fn kill9(&mut self) {
         if self.exited().is_none() {

@@ -90,6 +90,39 @@ async fn clients_above_the_limit_wait_their_turn() {
     server.finish().await;
 }
 
+/// Clients that have nothing to say do not keep out one that has; one whose request is in progress stays.
+#[tokio::test]
+async fn idle_and_dripping_clients_make_room_for_others() {
+    let cluster = cluster();
+    let server = Server::start_with(&cluster.settings(), 3).await;
+    let mut idle = server.connect().await;
+    idle.send(&Wire::signed(event("c1")).bytes()).await;
+    assert_eq!(idle.status().await, 204);
+    let mut dripping = server.connect().await;
+    dripping.send(b"POST /").await;
+    let mut busy = server.connect().await;
+    let wire = Wire::signed(event("c2")).with("Expect", "100-continue");
+    busy.send(&wire.head()).await;
+    assert_eq!(busy.status().await, 100);
+    let started = tokio::time::Instant::now();
+    let mut others = Vec::new();
+    for n in 0..2 {
+        let mut other = server.connect().await;
+        let wire = Wire::signed(event(&format!("other-{n}")));
+        other.send(&wire.bytes()).await;
+        assert_eq!(other.status().await, 204);
+        others.push(other);
+    }
+    let took = started.elapsed();
+    assert!(took < HEAD_TIME_LIMIT / 2, "{took:?}");
+    assert!(idle.is_closed().await && dripping.is_closed().await);
+    busy.send(&wire.body).await;
+    assert_eq!(busy.status().await, 204);
+    drop((others, busy));
+    server.finish().await;
+    read_back(&cluster, &topics().events, 4).await;
+}
+
 #[tokio::test]
 async fn a_stop_closes_idle_connections_and_finishes_what_is_in_flight() {
     let cluster = cluster();

@@ -60,6 +60,26 @@ async fn a_dripping_body_is_answered_408() {
     assert_eq!((seconds, statuses), (BODY_TIME_LIMIT.as_secs(), vec![408]));
 }
 
+/// A body that takes its time leaves Kafka what remains of the answer's.
+#[tokio::test(start_paused = true)]
+async fn body_and_kafka_share_one_deadline() {
+    let server = Server::start(&unreachable()).await;
+    let mut client = server.connect().await;
+    let wire = Wire::signed(event("c1")).with("Expect", "100-continue");
+    client.send(&wire.head()).await;
+    assert_eq!(client.status().await, 100);
+    let started = Instant::now();
+    let spent = BODY_TIME_LIMIT - Duration::from_millis(100);
+    tokio::time::advance(spent).await;
+    client.send(&wire.body).await;
+    assert_eq!(client.status().await, 503);
+    let took = started.elapsed();
+    assert!(
+        spent < took && took <= ANSWER_TIME_LIMIT + Duration::from_millis(50),
+        "{took:?}"
+    );
+}
+
 #[tokio::test]
 async fn a_body_cut_short_is_answered_400() {
     let server = Server::start(&unreachable()).await;

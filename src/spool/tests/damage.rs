@@ -100,7 +100,9 @@ async fn check(damages: &[Damage], killed: bool) {
     let spool = opened(&folder);
     push_all(&spool, 0..12).await;
     for n in 12..20 {
-        within(spool.push(entry_of(n, 3_000))).await.unwrap();
+        within(spool.push(entry_of(n, 3_000), PATIENCE))
+            .await
+            .unwrap();
     }
     let batch = held(&spool).await;
     remove(&spool, &batch[..5]).await;

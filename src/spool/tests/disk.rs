@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -309,6 +309,69 @@ impl StorageBackend for Counted {
 
     fn sync_data(&self) -> io::Result<()> {
         self.syncs.fetch_add(1, Ordering::SeqCst);
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+}
+
+/// A real file whose fsyncs wait while they are told to.
+#[derive(Debug)]
+pub(super) struct Held {
+    file: FileBackend,
+    hold: Hold,
+}
+
+/// Whether they do.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Hold(Arc<(Mutex<bool>, Condvar)>);
+
+impl Hold {
+    pub(super) fn hold(&self) {
+        *lock(&self.0.0) = true;
+    }
+
+    pub(super) fn release(&self) {
+        *lock(&self.0.0) = false;
+        self.0.1.notify_all();
+    }
+}
+
+impl Held {
+    #[expect(clippy::new_ret_no_self, reason = "the value itself goes to the spool")]
+    pub(super) fn new() -> (Hold, Wrap) {
+        let hold = Hold::default();
+        let shared = hold.clone();
+        let wrap = Wrap(Arc::new(move |file| {
+            let hold = shared.clone();
+            Box::new(Held { file, hold })
+        }));
+        (hold, wrap)
+    }
+}
+
+impl StorageBackend for Held {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let (held, released) = &*self.hold.0;
+        drop(released.wait_while(lock(held), |held| *held).unwrap());
         self.file.sync_data()
     }
 

@@ -23,7 +23,10 @@ async fn after_a_failed_fsync_its_batch_is_refused_and_another_file_takes_over()
     remove(&spool, &batch[..3]).await;
     let old = queue_file(&folder);
     faults.failing_syncs.store(1, Ordering::SeqCst);
-    assert_eq!(within(spool.push(entry(10))).await, Err(NotStored::Down));
+    assert_eq!(
+        within(spool.push(entry(10), PATIENCE)).await,
+        Err(NotStored::Down)
+    );
     push_all(&spool, 11..13).await;
     let want: Vec<u64> = (3..10).chain(11..13).collect();
     assert_eq!(values(&held(&spool).await), want);
@@ -50,7 +53,10 @@ async fn while_every_fsync_fails_nothing_is_acknowledged_and_then_all_is_well() 
     push_all(&spool, 0..10).await;
     faults.failing_syncs.store(u64::MAX, Ordering::SeqCst);
     for n in 10..20 {
-        assert_eq!(within(spool.push(entry(n))).await, Err(NotStored::Down));
+        assert_eq!(
+            within(spool.push(entry(n), PATIENCE)).await,
+            Err(NotStored::Down)
+        );
     }
     let down = spool.health().down.unwrap();
     assert!(down.contains("os error 5"), "{down}");
@@ -59,7 +65,7 @@ async fn while_every_fsync_fails_nothing_is_acknowledged_and_then_all_is_well() 
     assert_eq!(files(&folder, "queue.new"), 0);
     faults.failing_syncs.store(0, Ordering::SeqCst);
     until("it works again", async || {
-        spool.push(entry(20)).await.is_ok()
+        spool.push(entry(20), PATIENCE).await.is_ok()
     })
     .await;
     let kept = values(&held(&spool).await);
@@ -76,12 +82,14 @@ async fn a_full_disk_refuses_and_drains_and_takes_again() {
         let folder = folder();
         let (faults, wrap) = Faults::new(&settings(&folder).folder);
         let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
-        within(spool.push(entry_of(0, size))).await.unwrap();
+        within(spool.push(entry_of(0, size), PATIENCE))
+            .await
+            .unwrap();
         let capacity = faults.used() + 500_000;
         faults.capacity.store(capacity, Ordering::SeqCst);
         let mut kept = vec![0];
         for n in 1.. {
-            match within(spool.push(entry_of(n, size))).await {
+            match within(spool.push(entry_of(n, size), PATIENCE)).await {
                 Ok(()) => kept.push(n),
                 Err(error) => {
                     assert_eq!(error, NotStored::Down);
@@ -114,7 +122,10 @@ async fn a_full_disk_refuses_and_drains_and_takes_again() {
         assert_eq!(drained, kept, "{size}");
         // With the reserve taken again.
         until("it takes records", async || {
-            let (n, pushed) = (1_000_000, spool.push(entry_of(1_000_000, size)).await);
+            let (n, pushed) = (
+                1_000_000,
+                spool.push(entry_of(1_000_000, size), PATIENCE).await,
+            );
             pushed.is_ok() && values(&held(&spool).await).contains(&n)
         })
         .await;
@@ -133,10 +144,13 @@ async fn a_start_on_a_disk_that_fails_waits_for_it() {
     faults.failing_reads.store(true, Ordering::SeqCst);
     let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
     assert!(spool.health().down.is_some());
-    assert_eq!(within(spool.push(entry(10))).await, Err(NotStored::Down));
+    assert_eq!(
+        within(spool.push(entry(10), PATIENCE)).await,
+        Err(NotStored::Down)
+    );
     faults.failing_reads.store(false, Ordering::SeqCst);
     until("it works again", async || {
-        spool.push(entry(10)).await.is_ok()
+        spool.push(entry(10), PATIENCE).await.is_ok()
     })
     .await;
     assert_eq!(values(&held(&spool).await), (0..11).collect::<Vec<_>>());
@@ -144,16 +158,130 @@ async fn a_start_on_a_disk_that_fails_waits_for_it() {
     spool.close(PATIENCE).await;
 }
 
+/// What is removed while the spool is at work: the whole folder, the queue, or the lock alone.
 #[tokio::test]
-async fn a_folder_that_was_removed_takes_nothing_more() {
+async fn what_was_removed_is_made_anew_with_all_that_it_held() {
+    for name in ["", "queue.redb", "lock"] {
+        let folder = folder();
+        let spool = opened(&folder);
+        push_all(&spool, 0..10).await;
+        let batch = held(&spool).await;
+        remove(&spool, &batch[..3]).await;
+        let path = settings(&folder).folder;
+        match name {
+            "" => std::fs::remove_dir_all(&path).unwrap(),
+            name => std::fs::remove_file(path.join(name)).unwrap(),
+        }
+        // Its commit went into a file that no start would find: it is told so, and kept all the same.
+        assert_eq!(
+            within(spool.push(entry(10), PATIENCE)).await,
+            Err(NotStored::Down),
+            "{name}"
+        );
+        push_all(&spool, 11..13).await;
+        let want: Vec<u64> = (3..13).collect();
+        assert_eq!(values(&held(&spool).await), want, "{name}");
+        let Health { down, note } = spool.health();
+        assert_eq!(down, None, "{name}");
+        assert!(note.unwrap_or_default().starts_with("1 times"), "{name}");
+        assert_eq!(files(&folder, "reserve"), 1, "{name}");
+        let error = Spool::open(&settings(&folder)).unwrap_err();
+        assert!(matches!(error, Error::InUse(_)), "{name}: {error}");
+        spool.close(PATIENCE).await;
+        let spool = opened(&folder);
+        assert_eq!(values(&held(&spool).await), want, "{name}");
+        spool.close(PATIENCE).await;
+    }
+}
+
+#[tokio::test]
+async fn a_removal_is_noticed_without_a_push() {
     let folder = folder();
     let spool = opened(&folder);
     push_all(&spool, 0..10).await;
     std::fs::remove_dir_all(settings(&folder).folder).unwrap();
-    assert_eq!(within(spool.push(entry(10))).await, Err(NotStored::Down));
+    until("it is there again", async || {
+        settings(&folder).folder.join("queue.redb").exists()
+    })
+    .await;
+    assert_eq!(values(&held(&spool).await), (0..10).collect::<Vec<_>>());
+    spool.close(PATIENCE).await;
+}
+
+/// Where it cannot be made anew, nothing is taken and that is said; what it held comes back with the folder.
+#[tokio::test]
+async fn while_it_cannot_be_made_anew_nothing_is_taken() {
+    let folder = folder();
+    let spool = opened(&folder);
+    push_all(&spool, 0..10).await;
+    let path = settings(&folder).folder;
+    std::fs::remove_dir_all(&path).unwrap();
+    std::fs::write(&path, "in its way").unwrap();
+    for n in 10..13 {
+        assert_eq!(
+            within(spool.push(entry(n), PATIENCE)).await,
+            Err(NotStored::Down)
+        );
+    }
     let down = spool.health().down.unwrap();
-    assert!(down.contains("gone") && down.contains("restart"), "{down}");
-    assert_eq!(within(spool.push(entry(11))).await, Err(NotStored::Down));
+    assert!(down.contains("no folder"), "{down}");
+    std::fs::remove_file(&path).unwrap();
+    until("it works again", async || {
+        spool.push(entry(20), PATIENCE).await.is_ok()
+    })
+    .await;
+    let kept = values(&held(&spool).await);
+    assert_eq!(kept[..10], (0..10).collect::<Vec<_>>());
+    assert_eq!(kept.last(), Some(&20));
+    spool.close(PATIENCE).await;
+}
+
+/// Another file in the place of ours is somebody's, and is kept.
+#[tokio::test]
+async fn a_file_that_took_its_place_is_set_aside() {
+    let folder = folder();
+    let spool = opened(&folder);
+    push_all(&spool, 0..10).await;
+    let queue = settings(&folder).folder.join("queue.redb");
+    std::fs::remove_file(&queue).unwrap();
+    std::fs::write(&queue, "another's").unwrap();
+    assert_eq!(
+        within(spool.push(entry(10), PATIENCE)).await,
+        Err(NotStored::Down)
+    );
+    push_all(&spool, 11..12).await;
+    assert_eq!(values(&held(&spool).await), (0..12).collect::<Vec<_>>());
+    let aside = queue.with_file_name("set-aside-20261122T100000Z-0.redb");
+    assert_eq!(std::fs::read(aside).unwrap(), b"another's");
+    spool.close(PATIENCE).await;
+}
+
+/// An fsync that hangs: who comes while it does is told so at once, and the first to come after is taken.
+#[tokio::test]
+async fn a_disk_that_cannot_be_done_in_time_is_said_to_be_busy_at_once() {
+    const TIME: Duration = Duration::from_millis(400);
+    let folder = folder();
+    let (disk, wrap) = disk::Held::new();
+    let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
+    push_all(&spool, 0..1).await;
+    disk.hold();
+    let waits = tokio::spawn({
+        let spool = spool.clone();
+        async move { spool.push(entry(1), TIME).await }
+    });
+    until("the disk is waited for", async || {
+        let started = Instant::now();
+        let busy = spool.push(entry(2), TIME);
+        let busy = tokio::time::timeout(TIME / 4, busy).await;
+        busy == Ok(Err(NotStored::Busy)) && started.elapsed() < TIME / 4
+    })
+    .await;
+    disk.release();
+    assert_eq!(within(waits).await.unwrap(), Ok(()));
+    until("it takes records", async || {
+        spool.push(entry(3), TIME).await.is_ok()
+    })
+    .await;
     spool.close(PATIENCE).await;
 }
 
@@ -164,7 +292,9 @@ async fn damage_under_a_running_spool_is_set_aside() {
     let folder = folder();
     let spool = opened(&folder);
     for n in 0..300 {
-        within(spool.push(entry_of(n, 100_000))).await.unwrap();
+        within(spool.push(entry_of(n, 100_000), PATIENCE))
+            .await
+            .unwrap();
     }
     let file = queue_file(&folder);
     let found = record::search(&file, &(0..u64::MAX)).unwrap();

@@ -75,7 +75,7 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn push_all(spool: &Spool, numbers: Range<u64>) {
-    let pushes = numbers.map(|n| spool.push(entry(n)));
+    let pushes = numbers.map(|n| spool.push(entry(n), PATIENCE));
     for result in within(futures::future::join_all(pushes)).await {
         result.unwrap();
     }
@@ -138,7 +138,9 @@ async fn a_batch_is_bounded_in_bytes_and_never_empty() {
     let folder = folder();
     let spool = opened(&folder);
     for n in 0..4 {
-        within(spool.push(entry_of(n, 10_000))).await.unwrap();
+        within(spool.push(entry_of(n, 10_000), PATIENCE))
+            .await
+            .unwrap();
     }
     for (bytes, expected) in [(0, 1), (1, 1), (25_000, 2), (1 << 20, 4)] {
         let limit = Limit { records: 9, bytes };
@@ -158,7 +160,10 @@ async fn beyond_its_bytes_it_is_full_until_something_is_removed() {
     };
     let spool = Spool::open(&settings).unwrap();
     push_all(&spool, 10..30).await;
-    assert_eq!(within(spool.push(entry(30))).await, Err(NotStored::Full));
+    assert_eq!(
+        within(spool.push(entry(30), PATIENCE)).await,
+        Err(NotStored::Full)
+    );
     let down = spool.health().down.unwrap();
     assert!(down.contains(&max_bytes.to_string()), "{down}");
     let batch = held(&spool).await;
@@ -166,7 +171,10 @@ async fn beyond_its_bytes_it_is_full_until_something_is_removed() {
     assert_eq!(spool.health().down, None);
     push_all(&spool, 30..40).await;
     assert_eq!(values(&held(&spool).await), (20..40).collect::<Vec<_>>());
-    assert_eq!(within(spool.push(entry(40))).await, Err(NotStored::Full));
+    assert_eq!(
+        within(spool.push(entry(40), PATIENCE)).await,
+        Err(NotStored::Full)
+    );
     spool.close(PATIENCE).await;
 }
 
@@ -175,7 +183,7 @@ async fn a_closed_spool_says_so() {
     let folder = folder();
     let spool = opened(&folder);
     spool.clone().close(PATIENCE).await;
-    assert_eq!(spool.push(entry(1)).await, Err(NotStored::Closed));
+    assert_eq!(spool.push(entry(1), PATIENCE).await, Err(NotStored::Closed));
     let read = spool.oldest(Vec::new(), None, ALL).await;
     assert_eq!(read, Err(NotStored::Closed));
     spool.close(PATIENCE).await;
@@ -220,11 +228,28 @@ async fn pushes_that_wait_share_a_commit() {
     let drained = started.elapsed();
     let started = Instant::now();
     for n in 0..100 {
-        within(spool.push(entry(n))).await.unwrap();
+        within(spool.push(entry(n), PATIENCE)).await.unwrap();
     }
     println!(
         "{PUSHES} pushes at once: {pushed:?} with {syncs} fsyncs; read and removed in {drained:?}; 100 one by one: {:?}",
         started.elapsed()
     );
     spool.close(PATIENCE).await;
+}
+
+#[test]
+fn the_wait_for_a_disk_is_judged_by_its_commits() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    let mut pace = Pace::default();
+    assert_eq!(pace.ahead(start, 1), Duration::ZERO, "nothing is known");
+    pace.done(SECOND);
+    pace.done(SECOND * 4);
+    assert_eq!(pace.ahead(start, 1), SECOND, "one alone says little");
+    pace.since = Some(start);
+    assert_eq!(pace.ahead(start, 1), SECOND * 2);
+    assert_eq!(pace.ahead(start + SECOND / 4, 2), SECOND * 11 / 4);
+    assert_eq!(pace.ahead(start + SECOND * 3, 1), SECOND * 6, "it hangs");
+    pace.done(SECOND * 4);
+    assert_eq!(pace.ahead(start, 1), SECOND * 4, "two of them are its pace");
 }

@@ -2,8 +2,8 @@
 
 use super::secs;
 use crate::plan::{
-    Between, Case, Claim, Medium, Offsets, Place, Plan, Row, STEADY, Stand, Step, Times, Toxic,
-    WHOLE, Who, times,
+    Between, Case, Claim, Medium, Offsets, Place, Plan, Row, STEADY, Stand, Step, Then, Times,
+    Toxic, Under, WHOLE, Who, times,
 };
 use crate::rig::NAMELESS;
 
@@ -87,16 +87,18 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "C5",
         place: "worker",
-        fault: "frozen with a batch in hand, another takes over and commits, then on",
+        fault: "frozen right before a commit, its files written; another takes over and commits, then on",
         must: "the late commit is refused",
         plan: Plan::Run(Case {
-            stand: STRANGERS,
+            stand: Stand {
+                worker_under: Under::Preload,
+                ..STRANGERS
+            },
             load: STEADY,
             before: &[],
             steps: &[
-                Step::Sent(200, secs(30)),
-                Step::Freeze(Who::Worker, secs(12)),
                 Step::Sent(100, secs(30)),
+                Step::AtCommit(Then::Freeze, times(2, 10)),
                 Step::Freeze(Who::Worker, secs(12)),
             ],
             claims: &[Claim::Lives],
@@ -243,8 +245,22 @@ pub(super) static ROWS: &[Row] = &[
         place: "worker",
         fault: "a conversation of 50,000 communications",
         must: "whole, in bounded memory",
-        plan: Plan::NotRun(
-            "an integration test does it (tests/it/faults.rs), in 150 s and 330 MiB",
-        ),
+        plan: Plan::Integration(&["faults::a_conversation_of_50_000"]),
+    },
+    Row {
+        id: "C14",
+        place: "worker",
+        fault: "killed right before its first commit of `events`, its second and so on, their files written",
+        must: "once and whole; orphans are bounded",
+        plan: Plan::Run(Case {
+            stand: Stand {
+                worker_under: Under::Preload,
+                ..WHOLE
+            },
+            load: STEADY,
+            before: &[],
+            steps: &[Step::AtCommit(Then::Kill, times(8, 20))],
+            claims: &[Claim::Orphans, Claim::Lives],
+        }),
     },
 ];

@@ -3,9 +3,38 @@
 use super::api::RECONCILE;
 use super::secs;
 use crate::plan::{
-    Case, Claim, Material, Offsets, Plan, Row, STEADY, Stand, Step, Under, WHOLE, Who,
+    Case, Claim, Edit, Load, Material, Medium, Offsets, Plan, Row, STEADY, Stand, Step, Then,
+    Under, WHOLE, Who, times,
 };
 
+/// What may happen at any time, and to anyone.
+const DRAWN: &[&[Step]] = &[
+    &[Step::Kill(Who::Receiver, times(1, 1), (20, 500))],
+    &[Step::Kill(Who::Worker, times(1, 1), (20, 500))],
+    &[Step::Terminate(Who::Receiver, times(1, 1))],
+    &[Step::Terminate(Who::Worker, times(1, 1))],
+    &[Step::AtCommit(Then::Kill, times(1, 1))],
+    &[Step::Freeze(Who::Receiver, secs(2))],
+    &[Step::Freeze(Who::Worker, secs(8))],
+    &[Step::Freeze(Who::Kafka, secs(4))],
+    &[Step::Down(Who::Kafka, secs(3))],
+    &[
+        Step::Sync(EIO, 0),
+        Step::During(secs(2)),
+        Step::Sync(0, 0),
+        Step::During(secs(1)),
+    ],
+    &[Step::Sync(0, 300), Step::During(secs(3)), Step::Sync(0, 0)],
+    &[Step::Clock(DAY), Step::During(secs(3)), Step::Clock(0)],
+    &[
+        Step::Api(Some("server-errors")),
+        Step::During(secs(5)),
+        Step::Api(None),
+    ],
+    &[Step::Edit(Edit::Compact)],
+];
+
+const EIO: i32 = 5;
 const DAY: i64 = 86_400;
 const HOUR: i64 = 3_600;
 
@@ -116,13 +145,16 @@ pub(super) static ROWS: &[Row] = &[
         id: "O4",
         place: "operator",
         fault: "no close is ever announced",
-        must: "`reconcile` finds every one",
+        must: "`reconcile` finds every one, and the lake has it",
         plan: Plan::Run(Case {
             stand: Stand {
                 material: Material::Unclosed,
                 ..WHOLE
             },
-            load: STEADY,
+            load: Load {
+                rate: 1_000,
+                ..STEADY
+            },
             before: &[],
             steps: &[Step::Quiet, RECONCILE],
             claims: &[Claim::DeadLetters(0), Claim::Lives],
@@ -131,8 +163,19 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "O5",
         place: "all",
-        fault: "random faults for an hour",
-        must: "everything",
-        plan: Plan::NotRun("longer than a release run; run rows in a loop with other seeds"),
+        fault: "faults of all kinds, drawn one after the other: five minutes in a release run",
+        must: "everything; memory and descriptors stay bounded",
+        plan: Plan::Run(Case {
+            stand: Stand {
+                spool: Some(Medium::Folder),
+                receiver_under: Under::Preload,
+                worker_under: Under::Preload,
+                ..WHOLE
+            },
+            load: STEADY,
+            before: &[],
+            steps: &[Step::Drawn(DRAWN, times(30, 300))],
+            claims: &[],
+        }),
     },
 ];

@@ -62,8 +62,8 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "D3",
         place: "spool's disk",
-        fault: "the folder is deleted under a running receiver",
-        must: "no panic; what is acknowledged from then on is not lost",
+        fault: "the folder, then the queue's file, then the lock is deleted under a running receiver",
+        must: "noticed before an answer, made anew with all that it held: nothing acknowledged is lost",
         plan: Plan::Run(Case {
             stand: SPOOLED,
             load: STEADY,
@@ -71,11 +71,19 @@ pub(super) static ROWS: &[Row] = &[
             steps: &[
                 Step::Sent(50, secs(20)),
                 Step::Remove(Place::Spool),
-                Step::During(secs(5)),
+                Step::During(secs(3)),
+                Step::RemoveFile("queue.redb"),
+                Step::During(secs(2)),
+                Step::RemoveFile("lock"),
+                Step::During(secs(2)),
                 Step::Start(Who::Kafka),
                 Step::Sent(100, secs(20)),
             ],
-            claims: &[],
+            claims: &[
+                PROMISED,
+                Claim::Lives,
+                Claim::Says("the spool's file was removed"),
+            ],
         }),
     },
     Row {
