@@ -15,8 +15,6 @@ const REPAIR: Step = Step::Command(&[
     "{kafka}",
     "--topic",
     "{topic}",
-    "--group",
-    "{topic}",
     "--repair",
 ]);
 
