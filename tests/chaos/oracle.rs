@@ -79,6 +79,9 @@ impl Patience {
     }
 }
 
+/// Rows that differ from the truth as [`Claim::Except`] allows.
+const CHANGED: &str = "changed";
+
 /// What was found of a row.
 #[derive(Debug)]
 pub(crate) struct Findings {
@@ -371,7 +374,12 @@ pub(crate) fn audit(rig: &mut Rig<'_>) -> Result<(Value, HashSet<String>), Strin
     let hashes = rig.folder.path().join("hashes");
     let truth = rig.truth();
     let lake = rig.lake_path();
-    let args = [arg(&lake), arg(&truth), arg(&hashes)];
+    let mut args = vec![arg(&lake), arg(&truth), arg(&hashes)];
+    for claim in rig.case.claims {
+        if let Claim::Except(columns) = claim {
+            args.extend(*columns);
+        }
+    }
     let counts = run_script(rig.world.python, "../chaos/audit.py", &args)?;
     let text = std::fs::read_to_string(&hashes).map_err(|error| error.to_string())?;
     Ok((counts, text.lines().map(str::to_owned).collect()))
@@ -444,6 +452,10 @@ fn count_lake(
         }
     }
     figures.orphans = Some(number(counts, "orphans"));
+    let changed = number(counts, CHANGED);
+    if changed > 0 {
+        figures.also.insert(CHANGED.to_owned(), changed as f64);
+    }
 }
 
 fn number(counts: &Value, name: &str) -> u64 {
@@ -487,6 +499,10 @@ fn check(rig: &mut Rig<'_>, claim: &Claim, figures: &Figures, broken: &mut Vec<S
     match *claim {
         // Reported by `missed`.
         Claim::Answers(..) | Claim::FirstOk(_) => {}
+        Claim::Except(_) => claim_that(
+            figures.also.contains_key(CHANGED),
+            "the fault was not felt".to_owned(),
+        ),
         Claim::Refuses => claim_that(figures.refused > 0, "nothing was refused".to_owned()),
         Claim::DeadLetters(count) => claim_that(
             figures.dlq == u64::from(count),
