@@ -2,8 +2,8 @@
 //!
 //! Owns the comparison of what the API lists as CLOSED with the ledger (`conversations`), the rows
 //! (`communications`) and the callbacks (`events`), and the words that name a difference. [`judge`] decides about
-//! one conversation, [`announced`] about callbacks, [`offsets`] about positions, [`repair`] publishes what heals. [`verify`] itself changes
-//! nothing, on either side.
+//! one conversation, [`announced`] about callbacks, [`offsets`] about positions, [`repair`] publishes what
+//! heals. [`verify`] itself changes nothing, on either side.
 //!
 //! Guarantees: every conversation that the API lists, and every one that the lake has, is judged by its ledger,
 //! its rows and their content hash; one that is missing, partial, doubled or torn is named with the reason. A damaged

@@ -112,7 +112,7 @@ pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
     broken.extend(step::stop(&mut rig.roles).await);
     if rig.case.claims.contains(&Claim::Orphans) {
         sweep::all(rig, &mut figures, &mut broken).await;
-    } else if rig.abandoned > 0 {
+    } else if rig.case.claims.contains(&Claim::Swept) {
         figures.swept = Some(rig.swept);
     }
     count_topics(rig, &sent, &mut figures, &mut broken);

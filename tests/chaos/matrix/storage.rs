@@ -1,5 +1,6 @@
 //! The lake's files and log.
 
+use super::api::RECONCILE;
 use super::secs;
 use crate::plan::{
     Case, Claim, Edit, Medium, Place, Plan, Row, STEADY, Stand, Step, WHOLE, Who, times,
@@ -56,8 +57,8 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "S3",
         place: "storage",
-        fault: "two workers, and delta-rs compacting their tables again and again",
-        must: "once and whole; conflicts are resolved",
+        fault: "two workers, beside them delta-rs compacting their tables, a reconciliation and a vacuum, again and again",
+        must: "once and whole; conflicts are resolved, nothing that is retained is deleted",
         plan: Plan::Run(Case {
             stand: WHOLE,
             load: STEADY,
@@ -65,12 +66,15 @@ pub(super) static ROWS: &[Row] = &[
             steps: &[
                 Step::Sent(200, secs(30)),
                 Step::Edit(Edit::Compact),
-                Step::Sent(100, secs(30)),
+                RECONCILE,
                 Step::Edit(Edit::Compact),
-                Step::Sent(100, secs(30)),
+                Step::Sweep(times(2, 20), &["--retain", "1h"]),
+                RECONCILE,
                 Step::Edit(Edit::Compact),
+                Step::Sweep(times(2, 20), &["--retain", "1h"]),
+                Step::Sent(100, secs(30)),
             ],
-            claims: &[Claim::Lives],
+            claims: &[Claim::Swept, Claim::Lives],
         }),
     },
     Row {
