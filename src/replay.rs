@@ -18,7 +18,9 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::event::{CallbackEvent, header};
-use crate::topic::{self, Acknowledgement, Message, PublishError, Publisher, Record, Scan, Topics};
+use crate::topic::{
+    self, Acknowledgement, Gap, Message, PublishError, Publisher, Record, Scan, Topics,
+};
 
 /// Records published and not yet acknowledged: far below what the producer's queue takes.
 const UNACKNOWLEDGED: usize = 64;
@@ -37,6 +39,8 @@ pub enum Source {
     DeadLetters,
     /// Authentic callbacks that `receive` did not understand.
     Quarantine,
+    /// Events that the lake has lost; `--offsets` says which.
+    Events,
 }
 
 /// Which of its records; what is empty or absent selects all.
@@ -50,6 +54,8 @@ pub struct Selection {
     pub until: Option<Timestamp>,
     /// Conversation ids.
     pub conversations: BTreeSet<String>,
+    /// Places in the topic that is read.
+    pub offsets: Vec<Gap>,
 }
 
 /// What was found and done.
@@ -115,6 +121,8 @@ pub enum ReplayError {
 struct Letter<'a> {
     reason: &'a str,
     key: Option<&'a str>,
+    /// Partition and offset.
+    place: (i32, i64),
     set_aside_at: Option<Timestamp>,
     value: &'a [u8],
 }
@@ -127,6 +135,7 @@ impl<'a> Letter<'a> {
                 .and_then(text)
                 .unwrap_or("unknown"),
             key: record.key.as_deref().and_then(text),
+            place: (record.partition, record.offset),
             set_aside_at: (record.timestamp_ms).and_then(|ms| Timestamp::from_millisecond(ms).ok()),
             value: &record.value,
         }
@@ -147,7 +156,10 @@ fn decide<'a>(letter: &Letter<'a>, selection: &Selection) -> Decision<'a> {
         && selection
             .until
             .is_none_or(|until| at.is_some_and(|at| at < until));
-    if !in_time || !(reasons.is_empty() || reasons.contains(letter.reason)) {
+    let (partition, offset) = letter.place;
+    let places = &selection.offsets;
+    let in_place = places.is_empty() || places.iter().any(|it| it.has(partition, offset));
+    if !in_time || !in_place || !(reasons.is_empty() || reasons.contains(letter.reason)) {
         return Decision::NotSelected;
     }
     let event = CallbackEvent::parse(letter.value);
@@ -182,6 +194,7 @@ pub async fn replay(
     let topic = match from {
         Source::DeadLetters => &topics.dead_letters,
         Source::Quarantine => &topics.quarantine,
+        Source::Events => &topics.events,
     };
     let mut report = Report {
         from,
@@ -304,6 +317,7 @@ mod tests {
         Letter {
             reason,
             key: Some("v1"),
+            place: (3, 7),
             set_aside_at: Some(at(100)),
             value,
         }
@@ -326,6 +340,20 @@ mod tests {
                     ..base()
                 },
                 true,
+            ),
+            (
+                Selection {
+                    offsets: vec!["3:7..8".parse().unwrap()],
+                    ..base()
+                },
+                true,
+            ),
+            (
+                Selection {
+                    offsets: vec!["3:0..7".parse().unwrap(), "2:7..8".parse().unwrap()],
+                    ..base()
+                },
+                false,
             ),
             (
                 Selection {

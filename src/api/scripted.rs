@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use url::Url;
@@ -17,6 +18,8 @@ use url::Url;
 pub(crate) enum Reply {
     /// These bytes, then the end of the connection.
     Bytes(Vec<u8>),
+    /// Bytes that the test sends when it likes.
+    Held(oneshot::Receiver<Vec<u8>>),
     /// Nothing; the connection stays open.
     Hang,
 }
@@ -82,6 +85,7 @@ impl Server {
                     match answer(&request, nth) {
                         // The client may have left already, or leave in the middle of a bomb.
                         Reply::Bytes(bytes) => _ = stream.write_all(&bytes).await,
+                        Reply::Held(bytes) => _ = stream.write_all(&bytes.await.ok()?).await,
                         Reply::Hang => std::future::pending().await,
                     }
                     Some(())

@@ -106,7 +106,7 @@ pub(super) struct Groups {
     pub(super) cluster: String,
     pub(super) group: String,
     pub(super) flush: FlushArgs,
-    pub(super) accepted_gaps: Vec<ingest::Gap>,
+    pub(super) accepted_gaps: Vec<topic::Gap>,
 }
 
 /// What the two groups let others see.

@@ -13,6 +13,7 @@ pub(super) fn run(args: Replay) -> anyhow::Result<Exit> {
         since: args.since,
         until: args.until,
         conversations: args.conversations.into_iter().collect(),
+        offsets: args.offsets,
     };
     let report = block_on(cores(), async {
         let publisher = Publisher::start(&settings)?;

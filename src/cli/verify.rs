@@ -5,14 +5,14 @@ use serde::Serialize;
 use crate::api::Api;
 use crate::config::Secrets;
 use crate::config::args::Verify;
-use crate::ingest;
 use crate::lake::{Access, Lake};
 use crate::lifecycle::Clock;
-use crate::topic::{self, Publisher};
+use crate::replay::{Selection, Source, replay};
+use crate::topic::{self, Gap, Publisher};
 use crate::verify::repair::{Repair, repair};
-use crate::verify::{Report, positions, verify};
+use crate::verify::{Report, verify};
 
-use super::{Exit, KAFKA_CHECK, PUBLISHER_DRAIN, block_on, cores, kafka_at, open_lake, print};
+use super::{Exit, PUBLISHER_DRAIN, block_on, cores, kafka_at, open_lake, print};
 
 /// Findings of a kind that are named in the text; the JSON names all.
 const NAMED: usize = 50;
@@ -23,7 +23,18 @@ struct Printed<'a> {
     #[serde(flatten)]
     report: &'a Report,
     #[serde(skip_serializing_if = "Option::is_none")]
-    repair: Option<&'a Repair>,
+    repair: Option<&'a Healed>,
+}
+
+/// What `--repair` did.
+#[derive(Serialize)]
+struct Healed {
+    #[serde(flatten)]
+    repair: Repair,
+    /// Callbacks of lost files that were published again.
+    events_published: u64,
+    /// Those that Kafka does not have any more.
+    events_gone: u64,
 }
 
 pub(super) fn run(args: Verify, secrets: &Secrets) -> anyhow::Result<Exit> {
@@ -33,20 +44,14 @@ pub(super) fn run(args: Verify, secrets: &Secrets) -> anyhow::Result<Exit> {
     let kafka = kafka.transpose()?;
     let (report, repaired) = block_on(cores(), async {
         let lake = open_lake(&args.lake, Access::Existing).await?;
-        let mut report = verify(&lake, &Api::new(api, Clock::system())?).await?;
-        let Some((settings, topics)) = kafka else {
-            return anyhow::Ok((report, None));
+        let report = verify(&lake, &Api::new(api, Clock::system())?).await?;
+        let repaired = match kafka {
+            Some((settings, topics)) if args.repair => {
+                Some(heal(&lake, &report, &settings, &topics).await?)
+            }
+            _ => None,
         };
-        let cluster = topic::cluster_id(&settings, KAFKA_CHECK).await?;
-        let group = format!("{}-archive", args.group);
-        let app = |partition| ingest::position_name(&group, &cluster, &topics.events, partition);
-        positions(&lake, &mut report, app).await?;
-        let repaired = if args.repair {
-            Some(heal(&lake, &report, &settings, &topics).await?)
-        } else {
-            None
-        };
-        Ok((report, repaired))
+        anyhow::Ok((report, repaired))
     })?;
     print(&if args.json {
         let printed = Printed {
@@ -69,11 +74,29 @@ async fn heal(
     report: &Report,
     settings: &topic::Settings,
     topics: &topic::Topics,
-) -> anyhow::Result<Repair> {
+) -> anyhow::Result<Healed> {
     let publisher = Publisher::start(settings)?;
-    let repaired = repair(lake, report, &publisher, topics, Clock::system()).await?;
+    let offsets = report.lost_offsets();
+    let lost: u64 = offsets.iter().map(Gap::offsets).sum();
+    let (mut events_published, mut events_gone) = (0, 0);
+    // First, because the log forgets what a file held once it is taken out.
+    if lost > 0 {
+        let selection = Selection {
+            offsets,
+            ..Selection::default()
+        };
+        let from = Source::Events;
+        let replayed = replay(settings, &publisher, topics, from, &selection, false).await?;
+        events_published = replayed.replayed;
+        events_gone = lost - replayed.selected;
+    }
+    let repair = repair(lake, report, &publisher, topics, Clock::system()).await?;
     publisher.close(PUBLISHER_DRAIN).await?;
-    Ok(repaired)
+    Ok(Healed {
+        repair,
+        events_published,
+        events_gone,
+    })
 }
 
 /// The report for a person.
@@ -96,8 +119,16 @@ pub(super) fn text(report: &Report) -> String {
         let ids = ids.map_or(String::new(), |(first, last)| {
             format!(", conversations {first} to {last}")
         });
+        let held = match &it.offsets[..] {
+            [] => String::new(),
+            offsets => {
+                let flags = offsets.iter().map(|it| format!(" --offsets {it}"));
+                let flags: String = flags.collect();
+                format!("; what Kafka still has of it: `replay --from events{flags}`, or --repair")
+            }
+        };
         format!(
-            "{}/{}: {} ({} rows{ids})",
+            "{}/{}: {} ({} rows{ids}){held}",
             it.table, it.path, it.why, it.rows
         )
     });
@@ -119,9 +150,11 @@ fn name<T>(out: &mut String, all: &[T], words: impl Fn(&T) -> String) {
     }
 }
 
-fn repair_text(repair: &Repair) -> String {
+fn repair_text(healed: &Healed) -> String {
+    let repair = &healed.repair;
     format!(
-        "repair: {} damaged files taken out, {} closes published; verify again when ingest has passed them\n",
-        repair.files_dropped, repair.closes_published
+        "repair: {} damaged files taken out, {} callbacks of theirs published again ({} gone from Kafka), {} closes \
+         published; verify again when ingest has passed them\n",
+        repair.files_dropped, healed.events_published, healed.events_gone, repair.closes_published
     )
 }

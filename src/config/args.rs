@@ -14,10 +14,10 @@ use url::Url;
 
 use super::Invalid;
 use crate::emulator::{self, PartialFields};
-use crate::ingest::Gap;
 use crate::replay::Source;
 use crate::signature::PublicUrl;
 use crate::telemetry::LogFormat;
+use crate::topic::Gap;
 
 /// Signed conversation callbacks in, Kafka through, an exact Parquet lake out.
 #[derive(Debug, Parser)]
@@ -315,15 +315,13 @@ pub struct Verify {
     pub lake: String,
     #[command(flatten)]
     pub api: ApiArgs,
-    /// Bootstrap brokers: positions are compared with the rows, too.
+    /// Bootstrap brokers, for --repair.
     #[arg(long, value_name = "HOST:PORT,…")]
     pub kafka: Option<String>,
     #[command(flatten)]
     pub names: TopicNames,
-    /// Consumer group, as `ingest` has it.
-    #[arg(long, value_name = "NAME", default_value = "convolake")]
-    pub group: String,
-    /// Take damaged files out of the log, and publish a close of each conversation with a finding.
+    /// Publish the callbacks of lost files again, take damaged files out of the log, and publish a close of each
+    /// conversation with a finding.
     #[arg(long, requires = "kafka")]
     pub repair: bool,
     /// Print one JSON object.
@@ -351,6 +349,13 @@ pub struct Replay {
     /// Only records of this conversation; may be repeated.
     #[arg(long = "conversation", value_name = "ID")]
     pub conversations: Vec<String>,
+    /// Only records at these offsets, as `verify` names those that a lost file of `events` held; may be repeated.
+    #[arg(
+        long = "offsets",
+        value_name = "PARTITION:FROM..TO",
+        required_if_eq("from", "events")
+    )]
+    pub offsets: Vec<Gap>,
     /// Count, and publish nothing.
     #[arg(long)]
     pub dry_run: bool,

@@ -31,6 +31,8 @@ mod emulated;
 mod faulted;
 mod fetch;
 mod hash;
+#[cfg(test)]
+mod merging;
 mod rows;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ fn now() -> Timestamp {
     "2026-11-22T12:00:00Z".parse().unwrap()
 }
 
-fn close() -> Close {
+pub(super) fn close() -> Close {
     Close {
         conversation_id: "v1".to_owned(),
         account_id: Some("AC1".to_owned()),
@@ -28,14 +28,14 @@ fn close() -> Close {
     }
 }
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits {
         status_delay: Duration::from_millis(1),
         ..Limits::default()
     }
 }
 
-fn enricher(server: &Server, limits: Limits) -> Enricher {
+pub(super) fn enricher(server: &Server, limits: Limits) -> Enricher {
     let settings = Settings {
         requests_per_second: NonZeroU32::new(100_000).unwrap(),
         max_attempts: NonZeroU32::new(3).unwrap(),
@@ -50,18 +50,18 @@ fn enricher(server: &Server, limits: Limits) -> Enricher {
 
 /// A conversation as it really is, and how the API shows it.
 #[derive(Clone)]
-struct World {
+pub(super) struct World {
     conversation: Value,
-    participants: Vec<Value>,
+    pub(super) participants: Vec<Value>,
     communications: Vec<Value>,
     /// What the list's pages hold: indices, and the fields that each item lacks.
     pages: Vec<Vec<(usize, Vec<&'static str>)>>,
     /// Whether the conversation carries its participants.
-    embedded: bool,
+    pub(super) embedded: bool,
 }
 
 impl World {
-    fn new(communications: Vec<Value>) -> World {
+    pub(super) fn new(communications: Vec<Value>) -> World {
         World {
             conversation: json!({
                 "id": "v1", "accountId": "AC1", "configurationId": "cfg1", "status": "CLOSED",
@@ -100,7 +100,7 @@ impl World {
         self
     }
 
-    fn answer(&self, seen: &Seen) -> Reply {
+    pub(super) fn answer(&self, seen: &Seen) -> Reply {
         let parts: Vec<_> = seen.path().trim_start_matches("/v2/").split('/').collect();
         let find = |all: &[Value], id: &str| match all.iter().find(|item| item["id"] == id) {
             Some(item) => scripted::ok(item),
@@ -156,13 +156,13 @@ impl World {
             .await
     }
 
-    async fn enrich(self) -> Enriched {
+    pub(super) async fn enrich(self) -> Enriched {
         let server = self.serve().await;
         enricher(&server, limits()).enrich(&close()).await.unwrap()
     }
 }
 
-fn sms(n: usize) -> Value {
+pub(super) fn sms(n: usize) -> Value {
     let (author, to, who) = match n % 2 {
         0 => ("+1", "+2", "p1"),
         _ => ("+2", "+1", "p2"),
@@ -193,7 +193,7 @@ fn with(mut item: Value, fields: Value) -> Value {
 }
 
 /// The same rows without what they cost.
-fn said(mut enriched: Enriched) -> Enriched {
+pub(super) fn said(mut enriched: Enriched) -> Enriched {
     enriched.conversation.pages = 0;
     enriched.conversation.fetched_singly = 0;
     enriched.conversation.api_calls = 0;

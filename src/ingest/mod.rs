@@ -29,7 +29,6 @@ mod recent;
 mod tests;
 
 use std::future::Future;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,7 +39,7 @@ use crate::api::ResponseStart;
 use crate::lake::{LakeError, Position, Table};
 use crate::lifecycle::Stop;
 use crate::telemetry;
-use crate::topic::{self, Consumer, Publisher, Record, Topics};
+use crate::topic::{self, Consumer, Gap, Publisher, Record, Topics};
 use membership::{Ended, Loop};
 
 /// Commits refused one after the other before the process gives up: two processes fighting over one lake
@@ -68,35 +67,6 @@ pub struct Settings {
     pub concurrency: usize,
     /// Records that are gone from the topic and may be passed over.
     pub accepted_gaps: Vec<Gap>,
-}
-
-/// Offsets of a partition that nobody will read: written `PARTITION:FROM..TO`, as the error that reports a gap does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gap {
-    /// The partition.
-    pub partition: i32,
-    /// The lake's position, exactly: a gap is accepted once.
-    pub from: i64,
-    /// Where reading goes on.
-    pub to: i64,
-}
-
-impl FromStr for Gap {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parse = || {
-            let (partition, range) = text.split_once(':')?;
-            let (from, to) = range.split_once("..")?;
-            let gap = Gap {
-                partition: partition.parse().ok()?,
-                from: from.parse().ok()?,
-                to: to.parse().ok()?,
-            };
-            (gap.partition >= 0 && 0 <= gap.from && gap.from < gap.to).then_some(gap)
-        };
-        parse().ok_or("write PARTITION:FROM..TO, as the error that reported the gap does")
-    }
 }
 
 impl Settings {

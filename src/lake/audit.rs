@@ -46,6 +46,11 @@ impl DataFile {
         let (smallest, largest) = self.0.ids.as_ref()?;
         Some((smallest, largest))
     }
+
+    /// Smallest and largest Kafka partition of its rows, and smallest and largest offset, where the log has them.
+    pub fn kafka(&self) -> Option<((i32, i32), (i64, i64))> {
+        self.0.kafka
+    }
 }
 
 impl Table {

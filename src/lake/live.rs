@@ -42,9 +42,14 @@ pub(super) struct LiveFile {
     pub(super) partition: Partition,
     /// Bounds of its conversation ids (prefixes, so wider than the ids); `None` where the log has none.
     pub(super) ids: Option<(String, String)>,
+    /// Bounds of its rows' Kafka partitions and offsets; `None` where the log has none.
+    pub(super) kafka: Option<Kafka>,
     /// A version not below the one that brought its rows: whoever saw a later one saw them.
     since: u64,
 }
+
+/// Smallest and largest partition, smallest and largest offset.
+pub(super) type Kafka = ((i32, i32), (i64, i64));
 
 /// Values of the partition columns of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -428,7 +433,10 @@ fn parse(
         } else {
             serde_json::from_str(stats.value(row)).map_err(|_| odd("readable statistics"))?
         };
-        let bound = |bounds: Option<Bounds>| bounds.and_then(|b| b.conversation_id);
+        let (least, most) = (known.min_values, known.max_values);
+        let (least, most) = (least.unwrap_or_default(), most.unwrap_or_default());
+        let partitions = least.kafka_partition.zip(most.kafka_partition);
+        let offsets = least.kafka_offset.zip(most.kafka_offset);
         // Compaction, and the rewriting of a file for the sake of another conversation, move rows that were
         // there before: nobody's new writing.
         let moved =
@@ -439,7 +447,8 @@ fn parse(
             rows: known.num_records,
             partition: partition(log.table, &values.value(row))
                 .ok_or_else(|| odd("a value for each partition column"))?,
-            ids: bound(known.min_values).zip(bound(known.max_values)),
+            ids: least.conversation_id.zip(most.conversation_id),
+            kafka: partitions.zip(offsets),
             since: if moved { 0 } else { version },
         });
     }
@@ -492,4 +501,6 @@ struct FileStats {
 #[serde(default)]
 struct Bounds {
     conversation_id: Option<String>,
+    kafka_partition: Option<i32>,
+    kafka_offset: Option<i64>,
 }

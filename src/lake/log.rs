@@ -6,15 +6,16 @@
 //! Invariants: a commit is put only where the version before it still has its entry ([`Guarded`]); a checksum file is
 //! written after create and with each checkpoint, so that positions cost no replay.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::Schema;
+use arrow::datatypes::{Int64Type, Schema};
 use delta_kernel::committer::{CommitMetadata, CommitResponse, Committer, PublishMetadata};
 use delta_kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
 use delta_kernel::engine::arrow_data::{ArrowEngineData, EngineDataArrowExt};
-use delta_kernel::schema::{StructField, StructType};
+use delta_kernel::schema::{DataType, StructField, StructType};
 use delta_kernel::snapshot::{IncrementalReplay, SnapshotRef};
 use delta_kernel::table_features::TableFeature;
 use delta_kernel::transaction::create_table::create_table;
@@ -242,6 +243,36 @@ impl Log {
         snapshot
             .get_app_id_version(app, self.storage.engine())
             .map_err(|error| self.failed("reading positions", error))
+    }
+
+    /// Every position in a version.
+    pub(super) fn all_positions(
+        &self,
+        snapshot: &SnapshotRef,
+    ) -> Result<BTreeMap<String, i64>, LakeError> {
+        let failed = |error| self.failed("reading positions", error);
+        let transaction = StructType::new_unchecked([
+            StructField::nullable("appId", DataType::STRING),
+            StructField::nullable("version", DataType::LONG),
+        ]);
+        let transaction = StructField::nullable("txn", transaction);
+        let schema = Arc::new(StructType::new_unchecked([transaction]));
+        let engine = self.storage.engine();
+        let actions = snapshot.log_segment().read_actions(engine, schema);
+        let mut positions = BTreeMap::new();
+        for batch in actions.map_err(failed)? {
+            let batch = batch.map_err(failed)?.actions;
+            let batch = batch.try_into_record_batch().map_err(failed)?;
+            let transactions = batch["txn"].as_struct();
+            let apps = transactions.column(0).as_string::<i32>();
+            let versions = transactions.column(1).as_primitive::<Int64Type>();
+            for row in (0..apps.len()).filter(|row| apps.is_valid(*row)) {
+                // Entries come newest first, the checkpoint last.
+                let position = positions.entry(apps.value(row).to_owned());
+                position.or_insert(versions.value(row));
+            }
+        }
+        Ok(positions)
     }
 
     /// Tries once, on exactly this version.

@@ -30,7 +30,7 @@ mod storage;
 mod vacuum;
 mod write;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -335,6 +335,19 @@ impl Table {
             apps.iter()
                 .map(|app| state.log().position(&view.snapshot, app))
                 .collect()
+        })
+        .await
+    }
+
+    /// Every position in the newest version, by app; commits without positions of their callers have some, too.
+    ///
+    /// # Errors
+    /// I/O.
+    pub async fn all_positions(&self) -> Result<BTreeMap<String, i64>, LakeError> {
+        let state = self.0.clone();
+        blocking(move || {
+            let view = state.refresh()?;
+            state.log().all_positions(&view.snapshot)
         })
         .await
     }

@@ -14,6 +14,7 @@
 mod admin;
 mod consumer;
 mod embedded;
+mod gap;
 mod notify;
 mod producer;
 mod record;
@@ -27,6 +28,7 @@ pub use consumer::{
     AssignReply, Consumer, Event, MAX_POLL_INTERVAL, REPLY_WAIT, RevokeReply, Watermarks,
 };
 pub use embedded::{EMBEDDED_PARTITION_BYTES, EmbeddedCluster};
+pub use gap::Gap;
 pub use producer::{Acknowledgement, Publisher};
 pub use record::{DeadLetter, Headers, Message, Record, Topics};
 pub use scan::Scan;

@@ -2,8 +2,8 @@
 //!
 //! Owns the comparison of what the API lists as CLOSED with the ledger (`conversations`), the rows
 //! (`communications`) and the callbacks (`events`), and the words that name a difference. [`judge`] decides about
-//! one conversation, [`announced`] about callbacks, [`repair`] publishes what heals. [`verify`] itself changes
-//! nothing, on either side.
+//! one conversation, [`announced`] about callbacks, [`offsets`] about positions, [`repair`] publishes what
+//! heals. [`verify`] itself changes nothing, on either side.
 //!
 //! Guarantees: every conversation that the API lists, and every one that the lake has, is judged by its ledger,
 //! its rows and their content hash; one that is missing, partial, doubled or torn is named with the reason. A damaged
@@ -17,6 +17,7 @@
 mod announced;
 mod judge;
 mod listed;
+mod offsets;
 pub mod repair;
 #[cfg(test)]
 mod tests;
@@ -25,13 +26,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use arrow::array::{Array, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::datatypes::Int64Type;
 use serde::Serialize;
 
 use crate::api::{Api, ApiError};
 use crate::event::{CallbackEvent, event_type};
 use crate::lake::{DataFile, Lake, LakeError, Table};
 use crate::table::{TableName, decode};
+use crate::topic::Gap;
 
 use judge::{Held, Verdict};
 use listed::{Listed, MAX_PAGES};
@@ -129,6 +131,10 @@ pub struct Damage {
     pub rows: u64,
     /// Smallest and largest id of its conversations (at least), by the log.
     pub conversations: Option<(String, String)>,
+    /// For a file of `events`: offsets that it held, by the log's bounds, and no other row has. Our own closes and dead
+    /// letters among them never had a row.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub offsets: Vec<Gap>,
 }
 
 impl Report {
@@ -161,7 +167,14 @@ impl Report {
             why,
             rows: file.rows(),
             conversations: ids.map(|(first, last)| (first.to_owned(), last.to_owned())),
+            offsets: Vec::new(),
         });
+    }
+
+    /// Offsets of callbacks that damaged files held.
+    pub fn lost_offsets(&self) -> Vec<Gap> {
+        let lost = self.damaged.iter().flat_map(|it| &it.offsets);
+        lost.copied().collect()
     }
 
     fn damaged_paths(&self) -> BTreeSet<String> {
@@ -215,6 +228,7 @@ pub async fn verify(lake: &Lake, api: &Api) -> Result<Report, VerifyError> {
             Ok(()) => {
                 report.damaged.append(&mut round.report.damaged);
                 round.report.damaged = report.damaged;
+                offsets::check(lake, &mut round.report).await?;
                 return Ok(round.report);
             }
             Err(error) => error,
@@ -405,51 +419,6 @@ impl Round<'_> {
         }
         Ok(announced)
     }
-}
-
-/// Compares the archive's positions with its rows: a row at or behind its partition's position would be
-/// written again. `app` names a partition's position.
-///
-/// Rows do not say which cluster or group wrote them, so this holds for a lake with one of each.
-///
-/// # Errors
-/// I/O.
-pub async fn positions(
-    lake: &Lake,
-    report: &mut Report,
-    app: impl Fn(i32) -> String,
-) -> Result<(), LakeError> {
-    let table = lake.table(TableName::Events);
-    let damaged = report.damaged_paths();
-    let mut ends: BTreeMap<i32, i64> = BTreeMap::new();
-    let columns = ["kafka_partition", "kafka_offset"];
-    for file in table.files().await? {
-        if damaged.contains(file.path()) {
-            continue;
-        }
-        let mut batches = table.read_file(&file, &columns)?;
-        while let Some(batch) = batches.next().await.transpose()? {
-            let partitions = column(&batch, columns[0]).as_primitive::<Int32Type>();
-            let offsets = column(&batch, columns[1]).as_primitive::<Int64Type>();
-            for row in 0..batch.num_rows() {
-                let end = ends.entry(partitions.value(row)).or_default();
-                *end = (*end).max(offsets.value(row) + 1);
-            }
-        }
-    }
-    let apps: Vec<String> = ends.keys().map(|partition| app(*partition)).collect();
-    // After the rows: positions only grow.
-    let positions = table.positions(&apps).await?;
-    for ((partition, end), position) in ends.into_iter().zip(positions) {
-        if position < Some(end) {
-            let found = position.map_or("none".to_owned(), |at| at.to_string());
-            report.positions.push(format!(
-                "events, partition {partition}: the last row is of offset {}, the position is {found}",
-                end - 1
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn column<'a>(batch: &'a RecordBatch, name: &str) -> &'a dyn Array {

@@ -5,7 +5,8 @@
 //! file itself stays on disk for whoever wants to look), because nothing can be replaced in a table that cannot be
 //! read.
 //!
-//! Callbacks whose file is lost do not come back by this; they are in Kafka for as long as it keeps them.
+//! Callbacks whose file is lost do not come back by this: they are replayed from Kafka, for as long as it keeps them, before
+//! the file is taken out.
 
 use std::collections::BTreeSet;
 

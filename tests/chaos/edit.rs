@@ -18,6 +18,7 @@ use crate::harness::process::arg;
 use crate::harness::{ACCOUNT, free_address, until};
 use crate::plan::{Edit, Offsets};
 use crate::rig::{Rig, named};
+use crate::sweep;
 use crate::world::{PARTITIONS, topics};
 
 /// Longest answer of a broker.
@@ -265,6 +266,7 @@ pub(crate) fn lake(rig: &mut Rig<'_>, what: Edit) {
             std::fs::write(log.join("00000000000000009999.json#1"), "{\"commitInfo\":").unwrap();
             std::fs::write(lake.join("events/stray.parquet#2"), "PAR1").unwrap();
         }
+        Edit::Abandoned => rig.abandoned += sweep::abandon(&lake),
         Edit::Compact => {
             for table in ["communications", "conversations", "events"] {
                 let table = lake.join(table);

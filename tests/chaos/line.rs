@@ -65,6 +65,8 @@ pub(crate) struct Figures {
     pub(crate) invented: u64,
     pub(crate) torn: Option<u64>,
     pub(crate) orphans: Option<u64>,
+    /// Files that `maintain` deleted.
+    pub(crate) swept: Option<u64>,
     /// Looks of the foreign reader while the row ran.
     pub(crate) looks: Option<u64>,
     pub(crate) p50_ms: Option<u64>,
@@ -181,6 +183,7 @@ fn figures(line: &Line, row: &Row) -> String {
     add("conversations", f.conversations.map(|n| n.to_string()));
     add("dead letters", some(f.dlq));
     add("orphans", f.orphans.map(|n| n.to_string()));
+    add("swept", f.swept.map(|n| n.to_string()));
     add("looks", f.looks.map(|n| n.to_string()));
     add("p99 ms", f.p99_ms.map(|n| n.to_string()));
     add("max ms", f.max_ms.map(|n| n.to_string()));
@@ -228,6 +231,12 @@ real program, a real Kafka and, where a lake is concerned, readers that are not 
 while signed callbacks come in. **lost**: answered 2xx and nowhere afterwards. **invented**: somewhere and never
 sent, or under a forged signature. **dup raw**: one Kafka position twice in `events`. **dup view**: a conversation or
 communication twice. **torn**: one that differs from what really was. All of them have to be 0 in every row.
+
+**orphans**: data files that no version ever named. A commit writes a file for each channel and day that it has rows of,
+so a writer that is killed before its log entry leaves up to **files a commit** of them: one only where the rows are of
+one channel and one day. That figure is what the largest commits had, to `events` and to one other table, since a process
+commits to two at a time. **swept**: how many files `maintain` deleted afterwards: orphans, replaced ones, and those that
+were staged and never finished. None may be left then, and no row may have changed.
 
 ";
 

@@ -36,6 +36,7 @@ mod recover;
 mod rig;
 mod role;
 mod step;
+mod sweep;
 mod volume;
 mod world;
 

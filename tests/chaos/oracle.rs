@@ -24,6 +24,7 @@ use crate::plan::{Claim, Who};
 use crate::recover;
 use crate::rig::{Rig, named};
 use crate::step;
+use crate::sweep::{self, FILES_A_COMMIT};
 use crate::world::topics;
 
 /// Longest time from the end of the load until a spool has been drained and the lake has everything.
@@ -78,6 +79,9 @@ impl Patience {
     }
 }
 
+/// Rows that differ from the truth as [`Claim::Except`] allows.
+const CHANGED: &str = "changed";
+
 /// What was found of a row.
 #[derive(Debug)]
 pub(crate) struct Findings {
@@ -106,9 +110,14 @@ pub(crate) async fn judge(rig: &mut Rig<'_>) -> Findings {
         lake(rig, &sent, &mut figures, &mut broken).await;
     }
     broken.extend(step::stop(&mut rig.roles).await);
+    if rig.case.claims.contains(&Claim::Orphans) {
+        sweep::all(rig, &mut figures, &mut broken).await;
+    } else if rig.case.claims.contains(&Claim::Swept) {
+        figures.swept = Some(rig.swept);
+    }
     count_topics(rig, &sent, &mut figures, &mut broken);
     recover::copies(rig, &sent.acked, &mut broken).await;
-    figures.also = std::mem::take(&mut rig.also);
+    figures.also.append(&mut rig.also);
     if figures.lost > 0 {
         broken.push(format!("{} answered 2xx are nowhere", figures.lost));
     }
@@ -365,7 +374,12 @@ pub(crate) fn audit(rig: &mut Rig<'_>) -> Result<(Value, HashSet<String>), Strin
     let hashes = rig.folder.path().join("hashes");
     let truth = rig.truth();
     let lake = rig.lake_path();
-    let args = [arg(&lake), arg(&truth), arg(&hashes)];
+    let mut args = vec![arg(&lake), arg(&truth), arg(&hashes)];
+    for claim in rig.case.claims {
+        if let Claim::Except(columns) = claim {
+            args.extend(*columns);
+        }
+    }
     let counts = run_script(rig.world.python, "../chaos/audit.py", &args)?;
     let text = std::fs::read_to_string(&hashes).map_err(|error| error.to_string())?;
     Ok((counts, text.lines().map(str::to_owned).collect()))
@@ -438,6 +452,10 @@ fn count_lake(
         }
     }
     figures.orphans = Some(number(counts, "orphans"));
+    let changed = number(counts, CHANGED);
+    if changed > 0 {
+        figures.also.insert(CHANGED.to_owned(), changed as f64);
+    }
 }
 
 fn number(counts: &Value, name: &str) -> u64 {
@@ -481,6 +499,10 @@ fn check(rig: &mut Rig<'_>, claim: &Claim, figures: &Figures, broken: &mut Vec<S
     match *claim {
         // Reported by `missed`.
         Claim::Answers(..) | Claim::FirstOk(_) => {}
+        Claim::Except(_) => claim_that(
+            figures.also.contains_key(CHANGED),
+            "the fault was not felt".to_owned(),
+        ),
         Claim::Refuses => claim_that(figures.refused > 0, "nothing was refused".to_owned()),
         Claim::DeadLetters(count) => claim_that(
             figures.dlq == u64::from(count),
@@ -521,14 +543,21 @@ fn check(rig: &mut Rig<'_>, claim: &Claim, figures: &Figures, broken: &mut Vec<S
         }
         Claim::Orphans => {
             let orphans = figures.orphans.unwrap_or(0);
-            // A kill leaves what one commit of each of three tables had written: two partitions at most.
+            let files = figures.also.get(FILES_A_COMMIT).copied().unwrap_or(0.0);
             claim_that(
-                orphans <= rig.times * ORPHANS_A_KILL,
-                format!("{orphans} orphans of {} kills", rig.times),
+                orphans as f64 <= rig.times as f64 * files,
+                format!(
+                    "{orphans} orphans of {} kills, {files} files a commit",
+                    rig.times
+                ),
             );
         }
+        Claim::Swept => claim_that(
+            rig.swept == rig.abandoned,
+            format!(
+                "{} files swept, {} were abandoned",
+                rig.swept, rig.abandoned
+            ),
+        ),
     }
 }
-
-/// Data files of one flush: `events` one a day, `communications` one a channel and day, `conversations` one.
-const ORPHANS_A_KILL: u64 = 12;

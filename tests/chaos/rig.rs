@@ -21,7 +21,7 @@ use crate::harness::roles::PUBLIC_URL;
 use crate::harness::{folder, free_address, http, until};
 use crate::ledger::Ledger;
 use crate::load::{Orders, Sender, sha256};
-use crate::plan::{Between, Case, Material, Place, Row, Stand, Toxic, Under, Who};
+use crate::plan::{Between, Case, Material, Place, Row, Stand, Step, Toxic, Under, Who};
 use crate::proxy::Proxy;
 use crate::role::Role;
 use crate::volume::Volume;
@@ -74,6 +74,9 @@ pub(crate) struct Rig<'w> {
     pub(crate) excused: HashSet<String>,
     /// How often the fault was done.
     pub(crate) times: u64,
+    /// Files that a writer left behind, as the row made it look, and files that were swept.
+    pub(crate) abandoned: u64,
+    pub(crate) swept: u64,
     /// Milliseconds of the ledger when the last fault ended.
     pub(crate) mark: u64,
     pub(crate) also: BTreeMap<String, f64>,
@@ -139,6 +142,8 @@ impl<'w> Rig<'w> {
             planted: HashSet::new(),
             excused: HashSet::new(),
             times: 0,
+            abandoned: 0,
+            swept: 0,
             mark: 0,
             also: BTreeMap::new(),
             peaks,
@@ -190,7 +195,9 @@ impl<'w> Rig<'w> {
                 }
             }
         }
-        if stand.receiver_under == Under::Preload || stand.worker_under == Under::Preload {
+        let sweeps = |step: &Step| matches!(step, Step::Sweep(..));
+        let roles = [stand.receiver_under, stand.worker_under];
+        if roles.contains(&Under::Preload) || self.case.steps.iter().any(sweeps) {
             self.world.preload()?;
         }
         for _ in 0..stand.receivers {
@@ -346,13 +353,8 @@ impl<'w> Rig<'w> {
     pub(crate) async fn launch(&mut self, at: usize) {
         let role = &mut self.roles[at];
         assert!(role.process.is_none(), "it runs already");
-        let mut preload = None;
         let wrapper: Vec<String> = match role.under {
-            Under::Nothing => Vec::new(),
-            Under::Preload => {
-                preload = Some(self.world.preload().expect("made before"));
-                Vec::new()
-            }
+            Under::Nothing | Under::Preload => Vec::new(),
             Under::Files(most) => vec!["prlimit".into(), format!("--nofile={most}")],
             Under::MemoryLimit(megabytes) => {
                 let group = memory_group(megabytes).unwrap_or_else(|why| panic!("{why}"));
@@ -378,14 +380,21 @@ impl<'w> Rig<'w> {
         };
         let mut command = self.world.program.command(&wrapper, &role.args);
         command.envs(role.env.iter().map(|(name, value)| (name, value)));
-        if let Some(library) = preload {
-            command
-                .env("LD_PRELOAD", library)
-                .env("CHAOS_CONTROL", &self.control);
+        let name = format!("convolake {}", role.args[0]);
+        if role.under == Under::Preload {
+            self.preload(&mut command);
         }
-        let process = Process::spawn(&format!("convolake {}", role.args[0]), &mut command);
+        let process = Process::spawn(&name, &mut command);
         lock(&self.pids).push(process.id());
-        role.process = Some(process);
+        self.roles[at].process = Some(process);
+    }
+
+    /// Puts our own library in front of what `command` starts.
+    pub(crate) fn preload(&mut self, command: &mut Command) {
+        let library = self.world.preload().expect("made before");
+        command
+            .env("LD_PRELOAD", library)
+            .env("CHAOS_CONTROL", &self.control);
     }
 
     /// Which roles are meant.

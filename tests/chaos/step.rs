@@ -17,6 +17,7 @@ use crate::oracle;
 use crate::plan::{Place, Step, Then, Times, Under, Who};
 use crate::rig::{Cut, Rig};
 use crate::role::Role;
+use crate::sweep;
 
 /// Longest wait for anything to go on between two kills.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
@@ -101,6 +102,7 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
         Step::Api(schedule) => edit::api(rig, schedule).await,
         Step::Edit(what) => edit::lake(rig, what),
         Step::Command(args) => command(rig, args).await,
+        Step::Sweep(times, flags) => sweep::again(rig, often(rig, times), flags).await,
     }
 }
 

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use crate::harness::duckdb::query;
 use crate::harness::http::{get_json, send_json};
 use crate::harness::parts::{self, Kafka};
-use crate::harness::roles::{Orchestrator, PUBLIC_URL, Receiver, ingest};
-use crate::harness::{SLOW_POLL_INTERVAL, folder, until_every};
+use crate::harness::process::{arg, convolake};
+use crate::harness::roles::{Orchestrator, PUBLIC_URL, Receiver, TOPIC, ingest};
+use crate::harness::{ACCOUNT, SLOW_POLL_INTERVAL, folder, until_every};
 
 const CUSTOMER: &str = "+15559876543";
 const NUMBER: &str = "+15551234567";
@@ -74,6 +75,57 @@ async fn a_text_message_is_captured_closed_by_time_and_found_by_duckdb() {
         row("We are, from 8 to 12.", "OUTBOUND", NUMBER),
     ];
     assert_eq!(rows, expected);
+}
+
+/// A configuration without a timeout, as they often are: `reconcile` says which conversation is stuck, and why.
+#[tokio::test]
+async fn a_conversation_that_nothing_closes_is_named_with_the_cause_in_its_configuration() {
+    let Some(kafka) = Kafka::start().await else {
+        return;
+    };
+    // The conversation is months old by the clock of whoever looks. That time stands still, and operations
+    // are done at once.
+    let flags = [
+        "--start-time",
+        "2026-01-01T00:00:00Z",
+        "--operation-delay",
+        "0s",
+    ];
+    let emulator = Orchestrator::with(1, 32, &flags).await;
+    let mut endless = configuration();
+    endless["channelSettings"]["SMS"]["statusTimeouts"] = Value::Null;
+    let id = emulator.configure(&endless).await;
+    let conversation = message(&emulator, CUSTOMER, NUMBER, "Hello?").await;
+
+    let receiver = Receiver::start(&kafka).await;
+    let lake = folder();
+    let ingester = ingest(&kafka, lake.path(), &emulator.address).await;
+    let api = format!("http://{}", emulator.address);
+    let args = [
+        "reconcile",
+        "--json",
+        "--active-limit",
+        "1h",
+        "--kafka",
+        kafka.address(),
+        "--topic",
+        TOPIC,
+        "--lake",
+        arg(lake.path()),
+        "--api-url",
+        &api,
+    ];
+    let mut reconcile = convolake(&args, ACCOUNT);
+    let status = reconcile.wait_exit(LAKE_LIMIT).await;
+    assert_eq!(status.code(), Some(3), "{}", reconcile.report());
+    let report: Value = serde_json::from_str(&reconcile.stdout()).unwrap();
+    let stuck = report["active"].as_array().unwrap();
+    assert_eq!(stuck.len(), 1, "{report}");
+    assert_eq!(stuck[0]["conversation_id"], *conversation);
+    assert_eq!(stuck[0]["configuration_id"], *id);
+    let cause = stuck[0]["cause"].as_str().unwrap();
+    assert!(cause.contains("no statusTimeouts.closed"), "{cause}");
+    drop((receiver, ingester));
 }
 
 /// Sends a text message; the conversation that took it.

@@ -1,8 +1,9 @@
 //! Positions and topics that do not fit together, and owners that do not know they were replaced.
 
 use super::*;
-use crate::ingest::{Gap, identity};
+use crate::ingest::identity;
 use crate::lake::LakeError;
+use crate::topic::Gap;
 
 /// Commits positions of `app` in a table, as another process would.
 async fn moved(lake: &Lake, table: TableName, app: &str, from: Option<i64>, to: i64) {

@@ -125,4 +125,28 @@ pub(super) static ROWS: &[Row] = &[
         "tried again within bounds; whole, or a dead letter that replays whole",
         ["wrong-types", "weather"]
     ),
+    Row {
+        id: "A9",
+        place: "API",
+        fault: "conversations that change between two pages: everything read, and changed, from the second answer on",
+        must: "whole; a row says what either answer did. Times of change are not compared: they are the fault's, and not \
+               in the truth, which no fault changes",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[Step::Api(Some("changed-between-pages"))],
+            steps: &[
+                Step::Sent(250, secs(30)),
+                Step::Quiet,
+                Step::CaughtUp,
+                Step::Api(None),
+                RECONCILE,
+            ],
+            claims: &[
+                Claim::Except(&["updated_at"]),
+                Claim::DeadLetters(0),
+                Claim::Lives,
+            ],
+        }),
+    },
 ];

@@ -21,7 +21,7 @@ pub(super) static ROWS: &[Row] = &[
         id: "C1",
         place: "worker",
         fault: "kill -9 of one of two while both commit, half of them right after a commit",
-        must: "once and whole, readable by others at every moment; orphans are bounded",
+        must: "once and whole, readable by others at every moment; a kill leaves the files of its commits at most, which are swept",
         plan: Plan::Run(Case {
             stand: WHOLE,
             load: STEADY,
@@ -34,7 +34,7 @@ pub(super) static ROWS: &[Row] = &[
         id: "C2",
         place: "worker",
         fault: "killed by the kernel at exactly its n-th fsync, link, rename and unlink of a commit",
-        must: "once and whole; orphans are bounded",
+        must: "once and whole; a kill leaves the files of its commits at most, which are swept",
         plan: Plan::Run(Case {
             stand: WHOLE,
             load: STEADY,
@@ -80,7 +80,7 @@ pub(super) static ROWS: &[Row] = &[
             },
             load: STEADY,
             before: &[],
-            steps: &[Step::Terminate(Who::Worker, times(3, 30))],
+            steps: &[Step::Terminate(Who::Worker, times(3, 60))],
             claims: &[Claim::Lives],
         }),
     },
@@ -251,7 +251,7 @@ pub(super) static ROWS: &[Row] = &[
         id: "C14",
         place: "worker",
         fault: "killed right before its first commit of `events`, its second and so on, their files written",
-        must: "once and whole; orphans are bounded",
+        must: "once and whole; a kill leaves the files of its commits at most, which are swept",
         plan: Plan::Run(Case {
             stand: Stand {
                 worker_under: Under::Preload,
@@ -260,6 +260,26 @@ pub(super) static ROWS: &[Row] = &[
             load: STEADY,
             before: &[],
             steps: &[Step::AtCommit(Then::Kill, times(8, 20))],
+            claims: &[Claim::Orphans, Claim::Lives],
+        }),
+    },
+    Row {
+        id: "C15",
+        place: "worker",
+        fault: "twelve for six partitions: each leaves and comes back, then one after the other is killed",
+        must: "once and whole; it goes on",
+        plan: Plan::Run(Case {
+            stand: Stand {
+                workers: 12,
+                ..WHOLE
+            },
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(100, secs(30)),
+                Step::Terminate(Who::Worker, times(1, 3)),
+                Step::Kill(Who::Worker, times(12, 36), (20, 800)),
+            ],
             claims: &[Claim::Orphans, Claim::Lives],
         }),
     },

@@ -1,7 +1,10 @@
 //! The lake's files and log.
 
+use super::api::RECONCILE;
 use super::secs;
-use crate::plan::{Case, Claim, Edit, Medium, Place, Plan, Row, STEADY, Stand, Step, WHOLE, Who};
+use crate::plan::{
+    Case, Claim, Edit, Medium, Place, Plan, Row, STEADY, Stand, Step, WHOLE, Who, times,
+};
 
 const REPAIR: Step = Step::Command(&[
     "verify",
@@ -12,8 +15,6 @@ const REPAIR: Step = Step::Command(&[
     "--kafka",
     "{kafka}",
     "--topic",
-    "{topic}",
-    "--group",
     "{topic}",
     "--repair",
 ]);
@@ -56,8 +57,8 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "S3",
         place: "storage",
-        fault: "two workers, and delta-rs compacting their tables again and again",
-        must: "once and whole; conflicts are resolved",
+        fault: "two workers, beside them delta-rs compacting their tables, a reconciliation and a vacuum, again and again",
+        must: "once and whole; conflicts are resolved, nothing that is retained is deleted",
         plan: Plan::Run(Case {
             stand: WHOLE,
             load: STEADY,
@@ -65,12 +66,15 @@ pub(super) static ROWS: &[Row] = &[
             steps: &[
                 Step::Sent(200, secs(30)),
                 Step::Edit(Edit::Compact),
-                Step::Sent(100, secs(30)),
+                RECONCILE,
                 Step::Edit(Edit::Compact),
-                Step::Sent(100, secs(30)),
+                Step::Sweep(times(2, 20), &["--retain", "1h"]),
+                RECONCILE,
                 Step::Edit(Edit::Compact),
+                Step::Sweep(times(2, 20), &["--retain", "1h"]),
+                Step::Sent(100, secs(30)),
             ],
-            claims: &[Claim::Lives],
+            claims: &[Claim::Swept, Claim::Lives],
         }),
     },
     Row {
@@ -122,8 +126,23 @@ pub(super) static ROWS: &[Row] = &[
         id: "S7",
         place: "storage",
         fault: "vacuum during writes, on a host eight days ahead",
-        must: "no file is deleted that is live or about to be",
-        plan: Plan::NotRun("there is no vacuum in this version"),
+        must: "no file is deleted that is live, about to be, or retained; what was abandoned is",
+        plan: Plan::Run(Case {
+            stand: WHOLE,
+            load: STEADY,
+            before: &[],
+            steps: &[
+                Step::Sent(200, secs(30)),
+                Step::CaughtUp,
+                Step::Edit(Edit::Abandoned),
+                Step::Clock(8 * 86_400),
+                Step::Sweep(times(6, 60), &[]),
+                Step::Edit(Edit::Compact),
+                Step::Edit(Edit::Abandoned),
+                Step::Sweep(times(6, 60), &["--retain", "1h"]),
+            ],
+            claims: &[Claim::Swept, Claim::Lives],
+        }),
     },
     Row {
         id: "S8",
