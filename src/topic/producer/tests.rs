@@ -5,6 +5,7 @@ use crate::topic::notify::raise_fatal_error;
 use crate::topic::testing::{read_back, until, within};
 use crate::topic::{EmbeddedCluster, MESSAGE_TIMEOUT};
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use tokio::time::Instant;
 
 const TOPIC: &str = "events";
 /// librdkafka looks for records that are too old once a second.
