@@ -11,11 +11,12 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::harness::duckdb::run_script;
 use crate::harness::http::pooled_client;
 use crate::harness::process::arg;
-use crate::harness::{ACCOUNT, free_address, until};
+use crate::harness::{ACCOUNT, SLOW_POLL_INTERVAL, free_address, until};
 use crate::plan::{Edit, Offsets};
 use crate::rig::{Rig, named};
 use crate::sweep;
@@ -23,6 +24,8 @@ use crate::world::{PARTITIONS, topics};
 
 /// Longest answer of a broker.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time until every partition has an owner.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 /// Longest time until a group whose members were killed has none.
 const EMPTY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -63,6 +66,43 @@ pub(crate) fn hints(rig: &mut Rig<'_>) -> BTreeMap<i32, i64> {
             _ => None,
         });
     known.collect()
+}
+
+/// Waits until each partition has an owner in both groups. A member that comes back under its name gets what its
+/// group had decided, and no new decision is made: killed between the two halves of the first one, in which
+/// partitions change hands, such a group would leave some of them to nobody for good.
+pub(crate) async fn settled(rig: &mut Rig<'_>) {
+    for group in groups(rig) {
+        let consumer = consumer(rig, &group);
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        // A row whose Kafka is away from its beginning has nothing to wait for.
+        while owned(&consumer, &group) < PARTITIONS && Instant::now() < deadline {
+            sleep(SLOW_POLL_INTERVAL).await;
+        }
+    }
+}
+
+/// Partitions that members of a group with nothing left to decide own.
+fn owned(consumer: &BaseConsumer, group: &str) -> i32 {
+    let Ok(list) = consumer.fetch_group_list(Some(group), ANSWER_LIMIT) else {
+        return 0;
+    };
+    let stable = list
+        .groups()
+        .iter()
+        .filter(|group| group.state() == "Stable");
+    let members = stable.flat_map(|group| group.members());
+    members
+        .filter_map(|member| partitions_of(member.assignment()?))
+        .sum()
+}
+
+/// The count in an assignment as members get it: version, number of topics, then of each the name and its
+/// partitions. Ours have one topic.
+fn partitions_of(assignment: &[u8]) -> Option<i32> {
+    let name = u16::from_be_bytes(assignment.get(6..8)?.try_into().ok()?);
+    let count = assignment.get(8 + usize::from(name)..)?.first_chunk()?;
+    Some(i32::from_be_bytes(*count))
 }
 
 /// Sets what Kafka believes the groups have read; their members must be gone.

@@ -67,8 +67,8 @@ struct Shared {
     started: Instant,
     acked: AtomicUsize,
     forbidden: AtomicUsize,
-    /// Milliseconds from the start to each 2xx, for waits and marks while the row runs.
-    acked_at: Mutex<Vec<u64>>,
+    /// Milliseconds from the start to each 2xx, and what it took, for waits and marks while the row runs.
+    acked_at: Mutex<Vec<(u64, u64)>>,
     entries: Mutex<Option<mpsc::Sender<Entry>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -107,7 +107,7 @@ impl Ledger {
     pub(crate) fn record(&self, entry: Entry) {
         if entry.outcome == Outcome::Acked {
             self.0.acked.fetch_add(1, Ordering::Relaxed);
-            lock(&self.0.acked_at).push(entry.t);
+            lock(&self.0.acked_at).push((entry.t, entry.ms));
         }
         if entry.status == 403 && entry.kind != Kind::Forged {
             self.0.forbidden.fetch_add(1, Ordering::Relaxed);
@@ -134,9 +134,19 @@ impl Ledger {
         let acked_at = lock(&self.0.acked_at);
         acked_at
             .iter()
-            .filter(|at| **at >= mark)
+            .map(|(at, _)| *at)
+            .filter(|at| *at >= mark)
             .min()
             .map(|at| at - mark)
+    }
+
+    /// What 99 of 100 of the 2xx of these milliseconds took at most.
+    pub(crate) fn slowest_of_hundred(&self, when: std::ops::Range<u64>) -> u64 {
+        let acked_at = lock(&self.0.acked_at);
+        let these = acked_at.iter().filter(|(at, _)| when.contains(at));
+        let mut took: Vec<u64> = these.map(|(_, ms)| *ms).collect();
+        took.sort_unstable();
+        took.get(took.len() * 99 / 100).copied().unwrap_or(0)
     }
 
     /// Closes the file and reads it back: what is not in it did not happen.

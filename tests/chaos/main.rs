@@ -30,6 +30,7 @@ mod plan;
 // What runs, what is sent, what breaks.
 mod edit;
 mod ledger;
+mod lives;
 mod load;
 mod proxy;
 mod recover;
@@ -241,7 +242,7 @@ async fn one(world: &mut World, row: &'static Row) -> Line {
         Plan::Tested(names) => (&["--lib"], names),
         Plan::Integration(names) => (&["--test", "it"], names),
     };
-    match tested(target, names) {
+    match tested(target, names, world.size) {
         Ok(count) => {
             line.verdict = Verdict::Held;
             line.figures.also.insert("tests".to_owned(), count);
@@ -280,7 +281,7 @@ async fn run_case(world: &mut World, row: &'static Row, case: &'static Case, lin
 }
 
 /// Runs the tests of a target whose names begin so, of which there must be some, and says how many.
-fn tested(target: &[&str], names: &[&str]) -> Result<f64, String> {
+fn tested(target: &[&str], names: &[&str], size: Size) -> Result<f64, String> {
     let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
     cargo
         .args(["test", "--locked", "--quiet"])
@@ -288,6 +289,10 @@ fn tested(target: &[&str], names: &[&str]) -> Result<f64, String> {
         .arg("--")
         .args(names)
         .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if size == Size::Release {
+        // As many edits of a spool as the matrix asks for.
+        cargo.env("CONVOLAKE_SPOOL_EDITS", "10000");
+    }
     let printed = harness::process::run("cargo test", &mut cargo)?;
     let passed = printed
         .split("test result: ok. ")
@@ -324,6 +329,9 @@ async fn break_and_judge(rig: &mut Rig<'_>, case: &'static Case) -> Findings {
     }
     for at in 0..rig.roles.len() {
         rig.start_role(at).await;
+    }
+    if case.stand.workers > 0 {
+        edit::settled(rig).await;
     }
     rig.watch();
     rig.send().await;

@@ -20,6 +20,7 @@ use crate::harness::parts::Record;
 use crate::harness::process::arg;
 use crate::ledger::{Entry, Kind, Outcome};
 use crate::line::Figures;
+use crate::lives::DRAINED_A_S;
 use crate::plan::{Claim, Who};
 use crate::recover;
 use crate::rig::{Rig, named};
@@ -485,6 +486,12 @@ fn missed(claim: &Claim, figures: &Figures) -> Vec<String> {
                 late.push(format!("first 2xx after {found:.1} s, limit {limit:?}"));
             }
         }
+        Claim::Drains(rate) => {
+            let found = figures.also.get(DRAINED_A_S).copied().unwrap_or(0.0);
+            if found < f64::from(rate) {
+                late.push(format!("drained {found:.0} records a second, not {rate}"));
+            }
+        }
         _ => {}
     }
     late
@@ -498,7 +505,7 @@ fn check(rig: &mut Rig<'_>, claim: &Claim, figures: &Figures, broken: &mut Vec<S
     };
     match *claim {
         // Reported by `missed`.
-        Claim::Answers(..) | Claim::FirstOk(_) => {}
+        Claim::Answers(..) | Claim::FirstOk(_) | Claim::Drains(_) => {}
         Claim::Except(_) => claim_that(
             figures.also.contains_key(CHANGED),
             "the fault was not felt".to_owned(),

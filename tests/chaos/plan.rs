@@ -189,6 +189,10 @@ pub(crate) enum Who {
 pub(crate) enum Step {
     /// Waits until so many more callbacks were acknowledged, or so long, whichever is first.
     Sent(u32, Duration),
+    /// Waits until so many more callbacks were acknowledged, of a number for each size.
+    Backlog(Times),
+    /// Waits until the spool is drained, within the limit, and says how fast that was and whom it slowed.
+    Drained(Duration),
     /// Lets the load run for so long.
     During(Duration),
     /// Ends the load: everything that a conversation needs is acknowledged first.
@@ -210,6 +214,8 @@ pub(crate) enum Step {
     AtCommit(Then, Times),
     /// One of these series after the other, drawn by the seed, for so many seconds; who has ended is started again.
     Drawn(&'static [&'static [Step]], Times),
+    /// Whole lives of the spool, each killed at exactly its n-th call of a function, so many of each or all.
+    KillEach(Times),
     /// SIGTERM, its end, a new start; so often.
     Terminate(Who, Times),
     /// SIGSTOP for so long.
@@ -335,6 +341,8 @@ pub(crate) enum Claim {
     Answers(Duration, Duration),
     /// From the end of the fault to the first 2xx. Reported, and decides nothing.
     FirstOk(Duration),
+    /// The spool was drained at so many records a second. Reported, and decides nothing.
+    Drains(u32),
     /// At least one callback was refused: the fault was felt, and nobody pretended otherwise.
     Refuses,
     /// So many dead letters.

@@ -32,7 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at memory and file descriptors.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes of the control block of `preload.c`.
-const CONTROL_BYTES: usize = 32;
+const CONTROL_BYTES: usize = 40;
 
 /// The most that the processes held.
 #[derive(Debug, Default)]
@@ -428,6 +428,14 @@ impl<'w> Rig<'w> {
     pub(crate) fn control(&self, at: u64, value: &[u8]) {
         let file = OpenOptions::new().write(true).open(&self.control).unwrap();
         file.write_all_at(value, at).unwrap();
+    }
+
+    /// A number that is there.
+    pub(crate) fn controlled(&self, at: u64) -> i32 {
+        let mut value = [0; 4];
+        let file = std::fs::File::open(&self.control).unwrap();
+        file.read_exact_at(&mut value, at).unwrap();
+        i32::from_ne_bytes(value)
     }
 
     /// Entries of the lake's three logs.

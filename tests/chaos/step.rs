@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::edit;
 use crate::harness::process::{Process, STOP_LIMIT};
 use crate::harness::{AUTH_TOKEN, until};
+use crate::lives;
 use crate::oracle;
 use crate::plan::{Place, Step, Then, Times, Under, Who};
 use crate::rig::{Cut, Rig};
@@ -23,6 +24,8 @@ use crate::sweep;
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
 /// Longest wait for a process to run into the system call that kills it; later calls of a sweep may not come.
 const CALL_LIMIT: Duration = Duration::from_secs(4);
+/// Longest time for a backlog to come together.
+const BACKLOG_LIMIT: Duration = Duration::from_secs(300);
 /// Longest run of a command that ends by itself.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 /// Longest life of slow connections, those included that wait in the kernel for a descriptor.
@@ -35,6 +38,10 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
     match *step {
         Step::Sent(count, limit) => sent(rig, count as usize, limit).await,
         Step::During(time) => sleep(time).await,
+        Step::Backlog(count) => {
+            sent(rig, count.of(rig.world.size) as usize, BACKLOG_LIMIT).await;
+        }
+        Step::Drained(limit) => lives::drained(rig, limit).await,
         Step::Quiet => oracle::finish_load(rig).await,
         Step::CaughtUp => oracle::caught_up(rig).await,
         Step::Ended(who, limit) => ended(rig, who, limit).await,
@@ -51,6 +58,7 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
         Step::KillInside(who, call, times) => kill_inside(rig, who, call, times).await,
         Step::AtCommit(then, times) => at_commit(rig, then, times).await,
         Step::Drawn(faults, times) => drawn(rig, faults, times).await,
+        Step::KillEach(times) => lives::kill_each(rig, often(rig, times)).await,
         Step::Terminate(who, times) => terminate(rig, who, times).await,
         Step::Freeze(who, time) => {
             signal(rig, who, "STOP");

@@ -2,12 +2,9 @@
 
 use super::{PROMISED, secs};
 use crate::plan::{
-    Between, Case, Claim, EDGE, Load, Plan, Row, SPOOLED, STEADY, Stand, Step, Times, Toxic, Under,
-    WHOLE, Who, times,
+    Between, Case, Claim, EDGE, Load, Plan, Row, SPOOLED, STEADY, Stand, Step, Toxic, Under, WHOLE,
+    Who, times,
 };
-
-/// Lives that are killed at a system call of the spool, for each call that can be the last.
-const INSIDE: Times = times(4, 30);
 
 pub(super) static ROWS: &[Row] = &[
     Row {
@@ -26,20 +23,23 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "R2",
         place: "receiver",
-        fault: "killed by the kernel at exactly its n-th fdatasync, fsync, pwrite, rename and unlink, Kafka being away",
-        must: "each next life recovers, with everything acknowledged",
+        fault: "killed at exactly its n-th fsync, fdatasync, pwrite, rename, unlink, ftruncate of the spool, in lives that make, fill, drain, close and open it again",
+        must: "each next life recovers and drains, with everything acknowledged",
         plan: Plan::Run(Case {
-            stand: SPOOLED,
-            load: STEADY,
-            before: &[Step::Gone(Who::Kafka)],
-            steps: &[
-                Step::KillInside(Who::Receiver, "fdatasync", INSIDE),
-                Step::KillInside(Who::Receiver, "fsync", INSIDE),
-                Step::KillInside(Who::Receiver, "pwrite64", INSIDE),
-                Step::KillInside(Who::Receiver, "/^rename", times(1, 3)),
-                Step::KillInside(Who::Receiver, "/^unlink", times(1, 3)),
-                Step::Start(Who::Kafka),
-            ],
+            stand: Stand {
+                receiver_under: Under::Preload,
+                // Full at once, so that a life need not wait before its spool comes first.
+                receiver_flags: &["--kafka-property", "queue.buffering.max.messages=10"],
+                proxied: Some(Between::ReceiversAndKafka),
+                ..SPOOLED
+            },
+            load: Load {
+                rate: 40,
+                least: times(40, 400),
+                ..STEADY
+            },
+            before: &[],
+            steps: &[Step::KillEach(times(3, 150))],
             claims: &[],
         }),
     },
@@ -133,7 +133,7 @@ pub(super) static ROWS: &[Row] = &[
                 Step::Drip(120),
                 Step::Sent(100, secs(30)),
             ],
-            claims: &[Claim::Lives],
+            claims: &[PROMISED, Claim::Lives],
         }),
     },
     Row {

@@ -125,7 +125,7 @@ pub(super) static ROWS: &[Row] = &[
         id: "D7",
         place: "spool",
         fault: "a backlog is drained while callbacks go on",
-        must: "drained faster than it came; answers in time",
+        must: "drained at five times 200/s and more beside as many live ones; answers in time",
         plan: Plan::Run(Case {
             stand: SPOOLED,
             load: Load {
@@ -135,11 +135,12 @@ pub(super) static ROWS: &[Row] = &[
             },
             before: AWAY,
             steps: &[
-                Step::Sent(3_000, secs(30)),
+                Step::Backlog(times(3_000, 100_000)),
                 Step::Start(Who::Kafka),
+                Step::Drained(secs(240)),
                 Step::Sent(500, secs(20)),
             ],
-            claims: &[PROMISED],
+            claims: &[PROMISED, Claim::Drains(1_000)],
         }),
     },
 ];
