@@ -114,8 +114,8 @@ async fn a_bar_is_drawn_on_a_terminal_and_nowhere_else() {
         }
     })
     .await;
-    // Its end takes the terminal away, which ends what runs on it.
-    terminal.kill9();
+    // It passes the signal on; that its terminal goes away would mean nothing to a program below nohup.
+    terminal.sigterm();
     let gone = async || match std::net::TcpStream::connect(&address) {
         Ok(_) => Err("still listening".to_owned()),
         Err(_) => Ok(()),
