@@ -3,6 +3,7 @@
 //! Each is fetched by its script in `tests/parts/`. Where that fails, `None` after printing why, or a
 //! panic with `CI=true`: a part that silently stayed away would leave its claims untested for ever.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -212,28 +213,31 @@ pub(crate) fn records(config: &ClientConfig, topic: &str) -> Vec<Record> {
     let metadata = asked(|| consumer.fetch_metadata(Some(topic), ANSWER_LIMIT));
     let partitions = metadata.topics()[0].partitions().len();
     let mut assignment = TopicPartitionList::new();
-    let mut left = 0;
+    let mut ends = BTreeMap::new();
     for partition in (0..partitions).map(|p| i32::try_from(p).unwrap()) {
         let marks = || consumer.fetch_watermarks(topic, partition, ANSWER_LIMIT);
         let (low, high) = asked(marks);
-        left += high - low;
+        if low < high {
+            ends.insert(partition, high);
+        }
         assignment
             .add_partition_offset(topic, partition, Offset::Beginning)
             .unwrap();
     }
     consumer.assign(&assignment).unwrap();
-    let mut records = Vec::new();
-    while left > 0 {
+    let mut records = BTreeMap::new();
+    while !ends.is_empty() {
         // Each error that a consumer goes on after is an answer, too.
         let message = asked(|| {
             let polled = consumer.poll(READ_LIMIT);
-            polled.unwrap_or_else(|| panic!("{topic}: {left} records did not come"))
+            polled.unwrap_or_else(|| panic!("{topic}: records before {ends:?} did not come"))
         });
-        records.push(Record::from(message));
-        left -= 1;
+        let record = Record::from(message);
+        // An offset says where the end is, and a count does not: a consumer may get a record twice.
+        ends.retain(|partition, end| *partition != record.partition || record.offset + 1 < *end);
+        records.insert((record.partition, record.offset), record);
     }
-    records.sort_by_key(|record| (record.partition, record.offset));
-    records
+    records.into_values().collect()
 }
 
 /// The answer of a broker that may have started a moment ago, and then knows nothing yet.

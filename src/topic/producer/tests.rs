@@ -200,6 +200,41 @@ async fn a_refusal_of_the_broker_is_no_doubt() {
     publisher.publish(&message(b"k", b"v")).await.unwrap();
 }
 
+/// A broker that has just become the leader refuses the first batch of a producer that it does not know, and takes the
+/// second, as its numbers are new to it. Whoever believes that the first must have been stored then has lost it.
+#[tokio::test]
+async fn a_refused_batch_is_not_taken_for_stored_because_the_next_one_was() {
+    // Two keys of two partitions, by CRC-32.
+    let (cluster, publisher) = started(2);
+    let (here, there) = (b"k", b"d");
+    // The producer is known and knows where the partition is, which has not heard of it.
+    within(publisher.publish(&message(there, b"before")))
+        .await
+        .unwrap();
+    cluster.mock().request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION],
+    );
+    cluster.answer_after(Duration::from_millis(60));
+    let mut first = std::pin::pin!(within(publisher.publish(&message(here, b"first"))));
+    let mut further = Vec::new();
+    // Batches of their own, of which some are published while the first has no answer.
+    let mut pauses = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        tokio::select! {
+            biased;
+            answer = first.as_mut() => break answer.unwrap(),
+            _ = pauses.tick() => further.push(publisher.publish(&message(here, b"further"))),
+        }
+    }
+    let acknowledged = further.len() + 2;
+    for answer in further {
+        within(answer).await.unwrap();
+    }
+    let read = read_back(&cluster, TOPIC, acknowledged).await;
+    assert!(read.iter().any(|record| record.value == b"first"));
+}
+
 #[tokio::test]
 async fn passing_errors_of_the_broker_are_retried_without_repeats() {
     let (cluster, publisher) = started(1);
