@@ -323,7 +323,7 @@ pub(crate) fn lake(rig: &mut Rig<'_>, what: Edit) {
         }
         Edit::DeleteData | Edit::CutData => {
             unwatch(rig);
-            let file = newest_data(&lake);
+            let file = newest_data(&lake.join("communications"));
             match what {
                 Edit::DeleteData => std::fs::remove_file(&file).unwrap(),
                 _ => {
@@ -348,9 +348,9 @@ fn unwatch(rig: &mut Rig<'_>) {
     }
 }
 
-/// The data file of `communications` that was written last.
-fn newest_data(lake: &Path) -> PathBuf {
-    let mut folders = vec![lake.join("communications")];
+/// The data file of a table that was written last.
+pub(crate) fn newest_data(table: &Path) -> PathBuf {
+    let mut folders = vec![table.to_owned()];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {

@@ -3,7 +3,7 @@
 //! Owns what was abandoned on purpose, the command's runs, and the count of what they deleted. Whether a file was
 //! deleted that somebody wanted is for the readers to say, as in every row.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -32,7 +32,7 @@ const NOTHING_RUNS: &[&str] = &["--retain", "0s", "--writers-stopped"];
 pub(crate) fn abandon(lake: &Path) -> u64 {
     let mut left = 0;
     for table in TABLES {
-        let file = data_file(&lake.join(table));
+        let file = edit::newest_data(&lake.join(table));
         for name in ["abandoned.parquet", "abandoned-2.parquet#1"] {
             let copy = file.with_file_name(name);
             std::fs::copy(&file, &copy).unwrap();
@@ -43,22 +43,6 @@ pub(crate) fn abandon(lake: &Path) -> u64 {
         }
     }
     left
-}
-
-/// Any data file of a table.
-fn data_file(table: &Path) -> PathBuf {
-    let mut folders = vec![table.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() && !path.ends_with("_delta_log") {
-                folders.push(path);
-            } else if path.extension().is_some_and(|end| end == "parquet") {
-                return path;
-            }
-        }
-    }
-    panic!("{} has no rows yet", table.display());
 }
 
 /// Runs the command so often, each time after something was committed, under the row's wall clock.
