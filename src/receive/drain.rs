@@ -155,7 +155,8 @@ impl Drain {
                 Err(
                     PublishError::QueueFull
                     | PublishError::Closed
-                    | PublishError::Unacknowledged(_),
+                    | PublishError::Unacknowledged(_)
+                    | PublishError::Unproven,
                 ) => {
                     failed.get_or_insert(number);
                 }

@@ -256,6 +256,10 @@ pub enum PublishError {
     /// rebuilt. Sending again can store it twice; readers tell repeats by `ce_id`.
     #[error("Kafka did not acknowledge the record, which may be in the topic all the same")]
     Unacknowledged(#[source] RDKafkaErrorCode),
+    /// **May be stored**: librdkafka concludes that it must be, from a later batch or a repeat, and no broker has
+    /// told its offset. Sending again can store it twice.
+    #[error("Kafka told no offset of the record, which may be in the topic all the same")]
+    Unproven,
 }
 
 impl PublishError {
@@ -266,13 +270,14 @@ impl PublishError {
             PublishError::Closed => "closed",
             PublishError::Refused(_) => "refused",
             PublishError::Unacknowledged(_) => "unacknowledged",
+            PublishError::Unproven => "unproven",
         }
     }
 
     /// Whether the record may be in the topic although this is an error.
     pub fn is_ambiguous(self) -> bool {
         match self {
-            PublishError::Unacknowledged(_) => true,
+            PublishError::Unacknowledged(_) | PublishError::Unproven => true,
             PublishError::QueueFull | PublishError::Closed | PublishError::Refused(_) => false,
         }
     }

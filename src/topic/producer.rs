@@ -5,7 +5,13 @@
 //!
 //! Guarantees: every [`Acknowledgement`] ends, also when the producer is rebuilt, closed or dropped. A
 //! slot is used again only after librdkafka has reported its record and the acknowledgement was read or
-//! dropped. What was not acknowledged when [`Publisher::close`] ends is counted in its error.
+//! dropped. What was not acknowledged to somebody who waits when [`Publisher::close`] ends is counted in its error.
+//!
+//! The guess: a record is acknowledged by the offset that the broker gave it, by nothing else. A broker that has
+//! just become a partition's leader can refuse the first batch of a producer that it does not know and take the
+//! second; librdkafka then reports both as delivered, the first without an offset, since the numbers of a known
+//! producer would not allow that (confluent-kafka-go#921, and seen with Apache Kafka 4.1: in no partition). It
+//! reports a batch so as well that the broker calls a repeat. Both end as [`PublishError::Unproven`].
 //!
 //! The lost answer: a record can be in the topic although its acknowledgement is an error; see
 //! [`PublishError::is_ambiguous`]. And after an outage a record can be there twice, idempotence or not:
@@ -28,7 +34,7 @@ use metrics::Counter;
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use tokio::task::JoinHandle;
 
@@ -136,7 +142,7 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Unflushed`] with the number of records that failed meanwhile or were still on their way
-    /// at the deadline. Their acknowledgements end in an error too.
+    /// at the deadline, of those that somebody waits for. Their acknowledgements end in an error too.
     pub async fn close(self, deadline: Duration) -> Result<(), Error> {
         let core = &self.0.core;
         let taken = write(&core.current).take();
@@ -153,7 +159,7 @@ impl Publisher {
         let unacknowledged = admin::blocking(move || {
             // The count below says whether it succeeded.
             let _ = flushing.flush(deadline);
-            flushing.client().context().0.in_flight()
+            flushing.client().context().0.awaited()
         })
         .await;
         let failed = core.counters.failed() - failed_before;
@@ -323,6 +329,7 @@ impl Core {
 struct Counters {
     published: [Counter; Kind::ALL.len()],
     unacknowledged: Counter,
+    unproven: Counter,
     refused: Counter,
     queue_full: Counter,
     closed: Counter,
@@ -338,6 +345,7 @@ impl Counters {
                 |kind| metrics::counter!(telemetry::RECORDS_PUBLISHED, "topic" => kind.label()),
             ),
             unacknowledged: failure("unacknowledged"),
+            unproven: failure("unproven"),
             refused: failure("refused"),
             queue_full: failure("queue-full"),
             closed: failure("closed"),
@@ -357,11 +365,12 @@ impl Counters {
             PublishError::Closed => &self.closed,
             PublishError::Refused(_) => &self.refused,
             PublishError::Unacknowledged(_) => &self.unacknowledged,
+            PublishError::Unproven => &self.unproven,
         }
         .increment(1);
     }
 
-    /// Records that librdkafka took and reported as failed.
+    /// Records that librdkafka took and reported as failed to somebody who waited.
     fn failed(&self) -> u64 {
         self.failed.load(Ordering::Acquire)
     }
@@ -426,6 +435,13 @@ impl Deliveries {
         lock(&self.slots).in_flight
     }
 
+    /// Records on their way whose acknowledgement somebody still has.
+    fn awaited(&self) -> usize {
+        let slots = lock(&self.slots);
+        let waiting = |slot: &&Slot| matches!(slot, Slot::Waiting(..));
+        slots.slots.iter().filter(waiting).count()
+    }
+
     fn poll(&self, index: usize, waker: &Waker) -> Poll<Result<(), PublishError>> {
         let mut slots = lock(&self.slots);
         let ended = slots.ended;
@@ -463,7 +479,11 @@ impl Deliveries {
         }
         slots.in_flight -= 1;
         let (kind, waker) = match std::mem::replace(&mut slots.slots[index], Slot::Done(result)) {
-            Slot::Waiting(kind, waker) => (kind, waker),
+            Slot::Waiting(kind, waker) => {
+                let failed = u64::from(result.is_err());
+                self.counters.failed.fetch_add(failed, Ordering::Release);
+                (kind, waker)
+            }
             Slot::Abandoned(kind) => {
                 slots.release(index);
                 (kind, None)
@@ -473,10 +493,7 @@ impl Deliveries {
         drop(slots);
         match result {
             Ok(()) => self.counters.published[kind as usize].increment(1),
-            Err(error) => {
-                self.counters.failed.fetch_add(1, Ordering::Release);
-                self.counters.failure(error);
-            }
+            Err(error) => self.counters.failure(error),
         }
         if let Some(waker) = waker {
             waker.wake();
@@ -521,7 +538,8 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
         let result = match result {
-            Ok(_) => Ok(()),
+            Ok(record) if record.offset() >= 0 => Ok(()),
+            Ok(_) => Err(PublishError::Unproven),
             Err((error, _)) => Err(PublishError::of(
                 error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
             )),

@@ -39,12 +39,6 @@ const FETCH_WAIT_MAX_MS: u32 = 100;
 /// How long fetching stops when enough was read ahead. The default of 1 s is longer than it lasts.
 const FETCH_QUEUE_BACKOFF_MS: u32 = 20;
 
-/// Requests of the producer on their way to one broker. A broker that has just become a partition's leader can
-/// refuse the first batch of a producer that it does not know and take the second; librdkafka then takes the first
-/// for stored, since the numbers of a known producer would not allow that (confluent-kafka-go#921, and seen with
-/// Apache Kafka 4.1: answered 204, and in no partition). One at a time, nothing overtakes.
-const IN_FLIGHT: &str = "max.in.flight.requests.per.connection";
-
 /// How to reach Kafka.
 #[derive(Clone, Default)]
 pub struct Settings {
@@ -73,7 +67,6 @@ impl Settings {
         for (name, value) in [
             ("enable.idempotence", "true".to_owned()),
             ("acks", "all".to_owned()),
-            (IN_FLIGHT, "1".to_owned()),
             ("compression.type", "lz4".to_owned()),
             (
                 "message.timeout.ms",
@@ -193,8 +186,6 @@ const PROTECTED: &[(&str, &str)] = &[
         "enable.idempotence",
         "order and single storage of a record rest on it",
     ),
-    (IN_FLIGHT, OVERTAKING),
-    ("max.in.flight", OVERTAKING),
     (
         "delivery.report.only.error",
         "an acknowledgement would never come",
@@ -246,8 +237,6 @@ const PROTECTED: &[(&str, &str)] = &[
 ];
 
 const ACKNOWLEDGED: &str = "a callback is answered 2xx only when all in-sync replicas have it";
-const OVERTAKING: &str =
-    "with two batches on their way, the second can hide that the first was refused";
 const POSITIONS: &str = "the lake holds the positions, never Kafka";
 
 #[cfg(test)]

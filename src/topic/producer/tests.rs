@@ -220,19 +220,56 @@ async fn a_refused_batch_is_not_taken_for_stored_because_the_next_one_was() {
     let mut further = Vec::new();
     // Batches of their own, of which some are published while the first has no answer.
     let mut pauses = tokio::time::interval(Duration::from_millis(20));
-    loop {
+    let answer = loop {
         tokio::select! {
             biased;
-            answer = first.as_mut() => break answer.unwrap(),
+            answer = first.as_mut() => break answer,
             _ = pauses.tick() => further.push(publisher.publish(&message(here, b"further"))),
         }
-    }
-    let acknowledged = further.len() + 2;
+    };
+    let mut answers = vec![(&b"first"[..], answer)];
     for answer in further {
-        within(answer).await.unwrap();
+        answers.push((b"further", within(answer).await));
     }
-    let read = read_back(&cluster, TOPIC, acknowledged).await;
+    assert_eq!(answers[0].1, Err(PublishError::Unproven));
+    let sent = answers.len() + 1;
+    for (value, answer) in answers {
+        if answer.is_err() {
+            assert_eq!(answer, Err(PublishError::Unproven));
+            within(publisher.publish(&message(here, value)))
+                .await
+                .unwrap();
+        }
+    }
+    let read = read_back(&cluster, TOPIC, sent).await;
     assert!(read.iter().any(|record| record.value == b"first"));
+}
+
+/// A broker that knows a batch already says so without an offset.
+#[tokio::test]
+async fn a_repeat_is_not_proof_of_storage() {
+    let (cluster, publisher) = started(1);
+    cluster.mock().request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER],
+    );
+    let doubtful = within(publisher.publish(&message(b"k", b"1"))).await;
+    assert_eq!(doubtful, Err(PublishError::Unproven));
+    assert!(doubtful.unwrap_err().is_ambiguous());
+    within(publisher.publish(&message(b"k", b"2")))
+        .await
+        .unwrap();
+}
+
+/// Nobody is to be told twice: whoever dropped the acknowledgement has heard an error already.
+#[tokio::test]
+async fn close_does_not_count_what_nobody_waits_for() {
+    let (cluster, publisher) = started(1);
+    cluster.go_down();
+    for _ in 0..7 {
+        drop(publisher.publish(&message(b"k", b"v")));
+    }
+    publisher.close(Duration::from_millis(100)).await.unwrap();
 }
 
 #[tokio::test]
