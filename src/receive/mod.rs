@@ -23,6 +23,7 @@ mod request;
 mod seats;
 mod ways;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use self::delivery::Delivery;
 use self::gate::Gate;
-use self::request::Edge;
+use self::request::{Edge, last};
 use self::seats::{Seat, Seats};
 use crate::lifecycle::{Clock, DRAIN_DEADLINE, Stop};
 use crate::signature::Verifier;
@@ -198,9 +199,13 @@ async fn connection(stream: TcpStream, seat: Seat, edge: Arc<Edge>, stop: Stop) 
         seat.busy();
         let answer = edge.clone().respond(request);
         async {
-            let answer = answer.await;
+            let mut answer = answer.await?;
+            // An idle connection would keep the seat from one that has something to say.
+            if seat.is_wanted() {
+                last(&mut answer);
+            }
             seat.waits();
-            answer
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()

@@ -97,7 +97,7 @@ impl Edge {
             return Ok(Response::new(Full::default()));
         }
         // The gate does not measure chunked bodies, so nothing may follow one.
-        let last = request.headers().contains_key(TRANSFER_ENCODING);
+        let unmeasured = request.headers().contains_key(TRANSFER_ENCODING);
         let outcome = match self.publish(request).await {
             Ok(outgoing) => {
                 let destination = outgoing.destination;
@@ -122,9 +122,8 @@ impl Edge {
             }
             Err(answer) => answer.count().response(),
         };
-        if last {
-            let headers = response.headers_mut();
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        if unmeasured {
+            last(&mut response);
         }
         Ok(response)
     }
@@ -164,6 +163,12 @@ impl Edge {
         let outgoing = record(topics, &verified, headers, received_at, send);
         Ok(outgoing.holding(room))
     }
+}
+
+/// Makes `response` the last one of its connection, and says so.
+pub(super) fn last(response: &mut Response<Full<Bytes>>) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
 }
 
 /// Path first, then method. Both are compared as sent: no escape is decoded, no dot resolved.
@@ -276,11 +281,11 @@ impl Answer {
         let text = status.canonical_reason().unwrap_or_default().as_bytes();
         let mut response = Response::new(Full::new(Bytes::from_static(text)));
         *response.status_mut() = status;
+        if closes {
+            last(&mut response);
+        }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        if closes {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         match self {
             Answer::MethodNotAllowed => headers.insert(ALLOW, HeaderValue::from_static("POST")),
             Answer::Busy | Answer::NotPublished => {

@@ -5,10 +5,11 @@
 //!
 //! Guarantees: never more occupants than seats. A connection that waits for a seat gets one as soon as
 //! another has said nothing whole for [`GRACE`], longest first, so that clients that are idle or drip their
-//! heads never keep out one that has something to say. Requests in progress are never cut off.
+//! heads never keep out one that has something to say. Requests in progress are never cut off. While one waits,
+//! [`Seat::is_wanted`] tells the others that their next answer is to be their last.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const LEAVING: u64 = u64::MAX - 1;
 #[derive(Debug)]
 pub(super) struct Seats {
     free: Arc<Semaphore>,
+    /// How many wait for a seat.
+    wanting: AtomicUsize,
     began: Instant,
     occupants: Mutex<Occupants>,
 }
@@ -58,6 +61,7 @@ impl Seats {
     pub(super) fn new(count: usize) -> Arc<Seats> {
         Arc::new(Seats {
             free: Arc::new(Semaphore::new(count)),
+            wanting: AtomicUsize::new(0),
             began: Instant::now(),
             occupants: Mutex::default(),
         })
@@ -65,16 +69,10 @@ impl Seats {
 
     /// Waits for a seat. Cancel-safe.
     pub(super) async fn take(self: &Arc<Self>) -> Seat {
-        let permit = loop {
-            let mut acquire = std::pin::pin!(Arc::clone(&self.free).acquire_owned());
-            // One that is free is taken before anybody is asked for his.
-            if let Ok(permit) = timeout(Duration::ZERO, acquire.as_mut()).await {
-                break permit;
-            }
-            self.ask_one();
-            if let Ok(permit) = timeout(LOOK_PAUSE, acquire).await {
-                break permit;
-            }
+        // One that is free is taken before anybody is asked for his.
+        let permit = match Arc::clone(&self.free).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => self.wait().await,
         };
         let occupant = Arc::new(Occupant {
             waits_since: AtomicU64::new(self.now()),
@@ -90,7 +88,18 @@ impl Seats {
             seats: Arc::clone(self),
             number,
             occupant,
-            _permit: permit.expect("the semaphore is never closed"),
+            _permit: permit,
+        }
+    }
+
+    async fn wait(&self) -> OwnedSemaphorePermit {
+        let _wanting = Wanting::one_more(&self.wanting);
+        loop {
+            self.ask_one();
+            let acquire = Arc::clone(&self.free).acquire_owned();
+            if let Ok(permit) = timeout(LOOK_PAUSE, acquire).await {
+                return permit.expect("the semaphore is never closed");
+            }
         }
     }
 
@@ -124,7 +133,28 @@ impl Seats {
     }
 }
 
+/// Counts one that waits, also when it gives up.
+struct Wanting<'s>(&'s AtomicUsize);
+
+impl<'s> Wanting<'s> {
+    fn one_more(count: &'s AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Wanting(count)
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Seat {
+    /// Whether somebody waits for a seat, this or another.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.seats.wanting.load(Ordering::Relaxed) > 0
+    }
+
     /// A request has begun.
     pub(super) fn busy(&self) {
         self.occupant.waits_since.store(BUSY, Ordering::Release);
@@ -183,7 +213,9 @@ mod tests {
             "{waited:?}"
         );
         drop(first);
+        assert!(second.is_wanted());
         drop(third.await);
+        assert!(!second.is_wanted());
         drop(second);
         assert!(seats.occupants().by_number.is_empty());
     }

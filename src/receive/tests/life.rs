@@ -123,6 +123,29 @@ async fn idle_and_dripping_clients_make_room_for_others() {
     read_back(&cluster, &topics().events, 4).await;
 }
 
+/// Where there is no room, a connection that is kept open after its answer keeps another out.
+#[tokio::test]
+async fn while_others_wait_an_answer_is_the_last_of_its_connection() {
+    let cluster = cluster();
+    let server = Server::start_with(&cluster.settings(), 1).await;
+    let mut first = server.connect().await;
+    let wire = Wire::signed(event("c1")).with("Expect", "100-continue");
+    first.send(&wire.head()).await;
+    assert_eq!(first.status().await, 100);
+    let mut second = server.connect().await;
+    second.send(&Wire::signed(event("c2")).bytes()).await;
+    first.send(&wire.body).await;
+    let answer = first.answer().await.unwrap();
+    assert_eq!((answer.status, answer.closes()), (204, true));
+    assert!(first.is_closed().await);
+    // Now nobody waits.
+    let answer = second.answer().await.unwrap();
+    assert_eq!((answer.status, answer.closes()), (204, false));
+    drop((first, second));
+    server.finish().await;
+    read_back(&cluster, &topics().events, 2).await;
+}
+
 #[tokio::test]
 async fn a_stop_closes_idle_connections_and_finishes_what_is_in_flight() {
     let cluster = cluster();
