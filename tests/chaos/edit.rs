@@ -333,12 +333,17 @@ pub(crate) fn lake(rig: &mut Rig<'_>, what: Edit) {
             }
         }
         Edit::Empty => {
-            unwatch(rig);
-            std::fs::remove_dir_all(&lake).unwrap();
+            empty(rig);
             rig.watch();
         }
     }
     rig.times += 1;
+}
+
+/// Leaves no lake, and nobody who reads it.
+pub(crate) fn empty(rig: &mut Rig<'_>) {
+    unwatch(rig);
+    std::fs::remove_dir_all(rig.lake_path()).unwrap();
 }
 
 /// From here on no reader can be content with what there is.

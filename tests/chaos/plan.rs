@@ -113,9 +113,7 @@ pub(crate) enum Medium {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Under {
     Nothing,
-    /// `strace -e inject=` this.
-    Inject(&'static str),
-    /// Our own library in front of fsync and the wall clock.
+    /// Our own library in front of the calls that change files, fsync and the wall clock.
     Preload,
     /// `prlimit --nofile` this.
     Files(u32),
@@ -208,14 +206,13 @@ pub(crate) enum Step {
     Down(Who, Duration),
     /// kill -9 without a new start.
     Gone(Who),
-    /// Killed by the kernel at exactly the n-th of these system calls, n = 1..=times; then a new start.
-    KillInside(Who, &'static str, Times),
     /// A worker runs into its end right before a commit of the archive can be seen; so often.
     AtCommit(Then, Times),
     /// One of these series after the other, drawn by the seed, for so many seconds; who has ended is started again.
     Drawn(&'static [&'static [Step]], Times),
-    /// Whole lives of the spool, each killed at exactly its n-th call of a function, so many of each or all.
-    KillEach(Times),
+    /// Lives of the first of them, each killed at exactly its n-th call of a function that changes or syncs a file of
+    /// its spool or lake; so many for each function, or all.
+    KillEach(Who, Times),
     /// SIGTERM, its end, a new start; so often.
     Terminate(Who, Times),
     /// SIGSTOP for so long.

@@ -32,7 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at memory and file descriptors.
 const SAMPLE_PAUSE: Duration = Duration::from_millis(250);
 /// Bytes of the control block of `preload.c`.
-const CONTROL_BYTES: usize = 40;
+const CONTROL_BYTES: usize = 80;
 
 /// The most that the processes held.
 #[derive(Debug, Default)]
@@ -359,23 +359,6 @@ impl<'w> Rig<'w> {
             Under::MemoryLimit(megabytes) => {
                 let group = memory_group(megabytes).unwrap_or_else(|why| panic!("{why}"));
                 vec!["sh".into(), "-c".into(), MEMORY_SCRIPT.into(), group]
-            }
-            Under::Inject(what) => {
-                let calls = what.split(':').next().expect("a call");
-                [
-                    "strace",
-                    "-D",
-                    "-f",
-                    "-q",
-                    "-o",
-                    "/dev/null",
-                    "-e",
-                    &format!("trace={calls}"),
-                    "-e",
-                    &format!("inject={what}"),
-                ]
-                .map(str::to_owned)
-                .into()
             }
         };
         let mut command = self.world.program.command(&wrapper, &role.args);

@@ -15,15 +15,13 @@ use crate::harness::process::{Process, STOP_LIMIT};
 use crate::harness::{AUTH_TOKEN, until};
 use crate::lives;
 use crate::oracle;
-use crate::plan::{Place, Step, Then, Times, Under, Who};
+use crate::plan::{Place, Step, Then, Times, Who};
 use crate::rig::{Cut, Rig};
 use crate::role::Role;
 use crate::sweep;
 
 /// Longest wait for anything to go on between two kills.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
-/// Longest wait for a process to run into the system call that kills it; later calls of a sweep may not come.
-const CALL_LIMIT: Duration = Duration::from_secs(4);
 /// Longest time for a backlog to come together.
 const BACKLOG_LIMIT: Duration = Duration::from_secs(300);
 /// Longest run of a command that ends by itself.
@@ -55,10 +53,9 @@ pub(crate) async fn run(rig: &mut Rig<'_>, step: &'static Step) {
             rig.over();
         }
         Step::Gone(who) => gone(rig, who),
-        Step::KillInside(who, call, times) => kill_inside(rig, who, call, times).await,
         Step::AtCommit(then, times) => at_commit(rig, then, times).await,
         Step::Drawn(faults, times) => drawn(rig, faults, times).await,
-        Step::KillEach(times) => lives::kill_each(rig, often(rig, times)).await,
+        Step::KillEach(who, times) => lives::kill_each(rig, who, often(rig, times)).await,
         Step::Terminate(who, times) => terminate(rig, who, times).await,
         Step::Freeze(who, time) => {
             signal(rig, who, "STOP");
@@ -198,31 +195,6 @@ async fn kill(rig: &mut Rig<'_>, who: Who, times: Times, (least, most): (u64, u6
     if let Some(slowest) = restarts.get(restarts.len() * 99 / 100) {
         rig.also.insert("restart p99 s".to_owned(), *slowest);
     }
-}
-
-/// Lives of one process, each killed by the kernel at its n-th call; the next life has to recover.
-async fn kill_inside(rig: &mut Rig<'_>, who: Who, call: &'static str, times: Times) {
-    let at = rig.those(who)[0];
-    let sound = rig.roles[at].under;
-    for n in 1..=often(rig, times) {
-        rig.roles[at].kill9();
-        // A row has a handful of these, for as long as the harness lives.
-        let inject: &'static str = format!("{call}:signal=KILL:when={n}").leak();
-        rig.roles[at].under = Under::Inject(inject);
-        rig.start_role(at).await;
-        let started = Instant::now();
-        while rig.roles[at].process().exited().is_none() && started.elapsed() < CALL_LIMIT {
-            sleep(Duration::from_millis(10)).await;
-        }
-        if rig.roles[at].process().exited().is_some() {
-            rig.times += 1;
-        }
-        rig.roles[at].process().kill9();
-        rig.roles[at].bury();
-        rig.roles[at].under = sound;
-        rig.start_role(at).await;
-    }
-    rig.over();
 }
 
 /// Commits of the archive in a row before which a worker is killed: a batch, and the next one.

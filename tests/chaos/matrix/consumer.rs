@@ -2,13 +2,10 @@
 
 use super::secs;
 use crate::plan::{
-    Between, Case, Claim, Medium, Offsets, Place, Plan, Row, STEADY, Stand, Step, Then, Times,
+    Between, Case, Claim, Load, Medium, Offsets, Place, Plan, Row, STEADY, Stand, Step, Then,
     Toxic, Under, WHOLE, Who, times,
 };
 use crate::rig::NAMELESS;
-
-/// Lives that are killed at a system call of a commit, for each call that can be the last.
-const INSIDE: Times = times(3, 20);
 
 /// Workers that join without a name, so that a rebalance waits for the session of one that is gone.
 const STRANGERS: Stand = Stand {
@@ -33,18 +30,20 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "C2",
         place: "worker",
-        fault: "killed by the kernel at exactly its n-th fsync, link, rename and unlink of a commit",
+        fault: "killed at exactly its n-th mkdir, create, write, fsync, link, rename, unlink of the lake, in lives that commit",
         must: "once and whole; a kill leaves the files of its commits at most, which are swept",
         plan: Plan::Run(Case {
-            stand: WHOLE,
-            load: STEADY,
+            stand: Stand {
+                worker_under: Under::Preload,
+                // A commit as soon as there is something, so that a life of several is short.
+                worker_flags: &["--flush-interval", "40ms"],
+                ..WHOLE
+            },
+            load: Load { rate: 60, ..STEADY },
             before: &[],
             steps: &[
                 Step::Sent(50, secs(20)),
-                Step::KillInside(Who::Worker, "fsync", INSIDE),
-                Step::KillInside(Who::Worker, "/^link", INSIDE),
-                Step::KillInside(Who::Worker, "/^rename", INSIDE),
-                Step::KillInside(Who::Worker, "/^unlink", INSIDE),
+                Step::KillEach(Who::Worker, times(3, 20)),
             ],
             claims: &[Claim::Orphans],
         }),

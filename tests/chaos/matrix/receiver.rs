@@ -23,7 +23,7 @@ pub(super) static ROWS: &[Row] = &[
     Row {
         id: "R2",
         place: "receiver",
-        fault: "killed at exactly its n-th fsync, fdatasync, pwrite, rename, unlink, ftruncate of the spool, in lives that make, fill, drain, close and open it again",
+        fault: "killed at exactly its n-th mkdir, create, write, pwrite, ftruncate, fsync, fdatasync, rename, unlink of the spool, in lives that make, fill, drain, close and open it again",
         must: "each next life recovers and drains, with everything acknowledged",
         plan: Plan::Run(Case {
             stand: Stand {
@@ -39,7 +39,7 @@ pub(super) static ROWS: &[Row] = &[
                 ..STEADY
             },
             before: &[],
-            steps: &[Step::KillEach(times(3, 150))],
+            steps: &[Step::KillEach(Who::Receiver, times(3, 150))],
             claims: &[],
         }),
     },

@@ -1,18 +1,13 @@
-//! Whole lives of a spool, each killed at another of its system calls.
+//! Whole lives of a spool.
 //!
-//! Owns the sweep: a life is the folder made anew, records put into it while Kafka is away, drained when it is
-//! back, the file closed, and opened a second time. `preload.c` counts the calls of one function on the spool's
-//! files over the whole process, and kills it at the n-th; only a kill that it noted is counted. The sweep of a
-//! function ends with a life that has no n-th call, so that none was left out.
-//!
-//! After each kill a further life of the same folder, which gets no traffic, has to drain it; then nothing that
-//! was acknowledged is in it any more, and the next life may begin without it.
+//! Owns what such a life is: the folder made anew, records put into it while Kafka is away, drained when it is
+//! back, the file closed, and opened a second time. After it a further life of the same folder, which gets no
+//! traffic, has to drain it; then nothing that was acknowledged is in it any more, and the next life may begin
+//! without it.
 
 use std::time::Duration;
 
-use rand::Rng as _;
-use tokio::time::{Instant, sleep};
-
+use super::{LIFE_LIMIT, NO_END, alive_until, begin, count, ended, functions, killed, stop, sweep};
 use crate::harness::http;
 use crate::harness::{free_address, until};
 use crate::plan::{Toxic, Who};
@@ -20,14 +15,8 @@ use crate::rig::Rig;
 
 /// Acknowledged callbacks of a life before Kafka is back.
 const ACKED: usize = 3;
-/// Longest time for a life to get anywhere.
-const LIFE_LIMIT: Duration = Duration::from_secs(60);
 /// A life of later may have more calls than the one that was counted: at most so many times as many.
 const MORE: i32 = 4;
-/// Places in the control block: which call to kill at, how many there were, whether it was.
-const KILL_AT: u64 = 24;
-const STEPS: u64 = 28;
-const KILLED: u64 = 32;
 /// A figure.
 pub(crate) const DRAINED_A_S: &str = "drained a s";
 /// Records that are left of a backlog that is drained.
@@ -35,54 +24,21 @@ const FEW: u64 = 100;
 /// Metrics.
 const RECORDS: &str = "convolake_spool_records ";
 const DRAINED: &str = "convolake_spool_drained_records_total ";
-/// The functions by their numbers in `preload.c`, from 1.
-const FUNCTIONS: [&str; 6] = [
-    "fsync",
-    "fdatasync",
-    "pwrite",
-    "rename",
-    "unlink",
-    "ftruncate",
-];
 
-/// Kills at `most` calls of each function, evenly spread; at each where a life has no more of them.
-pub(crate) async fn kill_each(rig: &mut Rig<'_>, most: u32) {
-    let at = rig.those(Who::Receiver)[0];
+/// Kills the receiver at `most` calls of each function on its spool's files.
+pub(super) async fn kill_each(rig: &mut Rig<'_>, at: usize, most: i32) {
     let folder = rig.spool.as_ref().expect("the row has a spool").path();
-    let parent = folder.parent().expect("it is in a folder");
-    let parent = parent.to_str().expect("a UTF-8 path").to_owned();
-    rig.roles[at].kill9();
-    rig.roles[at].env.push(("CHAOS_SPOOL", parent));
+    count(rig, at, &folder);
     // So that the first life that is counted makes its folder, too.
     recover(rig, at).await;
-    let most = i32::try_from(most).expect("a small number");
-    for (call, function) in (1..).zip(FUNCTIONS) {
-        let killed = life(rig, at, call, i32::MAX).await;
-        assert!(!killed, "nobody is to be killed");
-        let calls = rig.controlled(STEPS);
-        let stride = ((calls + most - 1) / most).max(1);
-        let (mut n, mut kills) = (rig.rng.random_range(1..=stride), 0);
-        // A life with fewer calls than n: all before were tried.
-        while n <= calls * MORE && life(rig, at, call, n).await {
-            kills += 1;
-            n += stride;
-        }
-        assert!(kills > 0 || calls == 0, "nothing was killed at {function}");
-        rig.times += kills;
-        rig.also
-            .insert(format!("kills at {function}"), kills as f64);
-        rig.also
-            .insert(format!("calls of {function} a life"), f64::from(calls));
-    }
-    assert!(rig.times > 0, "the spool's calls are not seen");
-    rig.start_role(at).await;
-    rig.over();
+    begin(rig, NO_END);
+    life(rig, at).await;
+    let counted = functions(rig);
+    sweep(rig, &counted, (most, MORE), async |rig| life(rig, at).await).await;
 }
 
-/// A life that is killed at its n-th call of a function; whether it had so many.
-async fn life(rig: &mut Rig<'_>, at: usize, call: i32, n: i32) -> bool {
-    let control = [n, 0, 0, call].map(i32::to_ne_bytes);
-    rig.control(KILL_AT, control.as_flattened());
+/// Whether it was killed.
+async fn life(rig: &mut Rig<'_>, at: usize) -> bool {
     rig.set_proxy(Toxic::Refuse);
     rig.start_role(at).await;
     let before = rig.ledger.acked();
@@ -91,34 +47,17 @@ async fn life(rig: &mut Rig<'_>, at: usize, call: i32, n: i32) -> bool {
     rig.set_proxy(Toxic::Pass);
     let drained = async |rig: &mut Rig<'_>| metric(rig, at, DRAINED).await >= Some(ACKED as u64);
     alive_until(rig, at, drained).await;
-    if rig.roles[at].process.is_some() && rig.roles[at].process().exited().is_none() {
+    if !ended(rig, at) {
         rig.roles[at].process().sigterm();
         alive_until(rig, at, async |_| false).await;
         rig.roles[at].bury();
-        if rig.controlled(KILLED) == 0 {
+        if !killed(rig) {
             rig.start_role(at).await;
         }
     }
-    rig.control(KILL_AT, &0_i32.to_ne_bytes());
-    rig.roles[at].kill9();
-    rig.roles[at].ends.clear();
+    stop(rig, at);
     recover(rig, at).await;
-    rig.controlled(KILLED) == 1
-}
-
-/// Waits until it is so, or the process has ended.
-async fn alive_until(rig: &mut Rig<'_>, at: usize, so: impl AsyncFn(&mut Rig<'_>) -> bool) {
-    let started = Instant::now();
-    while let Some(process) = &mut rig.roles[at].process
-        && process.exited().is_none()
-        && !so(rig).await
-    {
-        assert!(
-            started.elapsed() < LIFE_LIMIT,
-            "a life of the spool got nowhere"
-        );
-        sleep(Duration::from_millis(10)).await;
-    }
+    killed(rig)
 }
 
 /// A life out of sight of the senders, until it has drained the folder, which is then removed.
