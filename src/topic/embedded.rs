@@ -122,6 +122,14 @@ impl EmbeddedCluster {
         mock(&self.owner).request_errors(RDKafkaApiKey::Produce, &vec![too_large; batches]);
     }
 
+    /// Calls the next batch of records a repeat, which says nothing of where it is.
+    #[cfg(test)]
+    pub(crate) fn doubt_produce(&self) {
+        use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+        let repeat = RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER;
+        mock(&self.owner).request_errors(RDKafkaApiKey::Produce, &[repeat]);
+    }
+
     /// The other faults it can play.
     #[cfg(test)]
     pub(super) fn mock(&self) -> MockCluster<'_, Quiet> {

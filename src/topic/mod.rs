@@ -118,7 +118,7 @@ pub enum Error {
         #[source]
         source: RDKafkaErrorCode,
     },
-    /// Not all records were acknowledged when the publisher closed.
+    /// Not all records that somebody waits for were acknowledged when the publisher closed.
     #[error(
         "closing the publisher: {unacknowledged} records unacknowledged, {failed} failed; their senders were told, send those again"
     )]

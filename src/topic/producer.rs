@@ -1,17 +1,13 @@
 //! The idempotent producer: one slot and no thread for each record on its way.
 //!
-//! Owns the records between [`Publisher::publish`] and their acknowledgement. Refuses to serve the producer's
-//! events and to replace one that failed for good (`rebuild` does both), and to retry a record: librdkafka retries within [`MESSAGE_TIMEOUT`](super::MESSAGE_TIMEOUT), after that the caller decides.
+//! Owns the records between [`Publisher::publish`] and their acknowledgement. Refuses to judge what librdkafka
+//! reports (`reports`), to serve the producer's events and to replace one that failed for good (`rebuild`), and to
+//! retry a record: librdkafka retries within [`MESSAGE_TIMEOUT`](super::MESSAGE_TIMEOUT), after that the caller
+//! decides.
 //!
 //! Guarantees: every [`Acknowledgement`] ends, also when the producer is rebuilt, closed or dropped. A
 //! slot is used again only after librdkafka has reported its record and the acknowledgement was read or
 //! dropped. What was not acknowledged to somebody who waits when [`Publisher::close`] ends is counted in its error.
-//!
-//! The guess: a record is acknowledged by the offset that the broker gave it, by nothing else. A broker that has
-//! just become a partition's leader can refuse the first batch of a producer that it does not know and take the
-//! second; librdkafka then reports both as delivered, the first without an offset, since the numbers of a known
-//! producer would not allow that (confluent-kafka-go#921, and seen with Apache Kafka 4.1: in no partition). It
-//! reports a batch so as well that the broker calls a repeat. Both end as [`PublishError::Unproven`].
 //!
 //! The lost answer: a record can be in the topic although its acknowledgement is an error; see
 //! [`PublishError::is_ambiguous`]. And after an outage a record can be there twice, idempotence or not:
@@ -21,6 +17,7 @@
 //! recognise. Readers tell repeats by `ce_id`.
 
 mod rebuild;
+mod reports;
 
 use std::fmt;
 use std::future::Future;
@@ -31,17 +28,17 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use metrics::Counter;
-use rdkafka::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::config::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use tokio::task::JoinHandle;
 
 use self::rebuild::{end, serve};
+use self::reports::Reports;
 use super::notify::Wakeups;
 use super::record::{Kind, Message};
-use super::{Error, PublishError, Settings, admin, log_line};
+use super::{Error, PublishError, Settings, admin};
 #[cfg(feature = "sabotage")]
 use crate::config::sabotage::{self, Sabotage};
 use crate::telemetry;
@@ -85,7 +82,7 @@ impl Publisher {
         let Some(producer) = &*current else {
             return counters.refuse(PublishError::Closed);
         };
-        let deliveries = &producer.client().context().0;
+        let deliveries = &producer.client().context().deliveries;
         let slot = deliveries.reserve(Kind::of(message.topic));
         let mut record = BaseRecord::with_opaque_to(message.topic, slot).payload(message.value);
         record.key = message.key;
@@ -159,7 +156,7 @@ impl Publisher {
         let unacknowledged = admin::blocking(move || {
             // The count below says whether it succeeded.
             let _ = flushing.flush(deadline);
-            flushing.client().context().0.awaited()
+            flushing.client().context().deliveries.awaited()
         })
         .await;
         let failed = core.counters.failed() - failed_before;
@@ -183,7 +180,9 @@ impl Publisher {
     /// Records handed over and not yet acknowledged.
     pub fn in_flight(&self) -> usize {
         let producer = self.0.core.producer();
-        producer.map_or(0, |producer| producer.client().context().0.in_flight())
+        producer.map_or(0, |producer| {
+            producer.client().context().deliveries.in_flight()
+        })
     }
 }
 
@@ -311,7 +310,8 @@ impl Core {
     }
 
     fn produce(&self) -> Result<Wakeups<Reports>, Error> {
-        let reports = Reports(Arc::new(Deliveries::new(Arc::clone(&self.counters))));
+        let deliveries = Arc::new(Deliveries::new(Arc::clone(&self.counters)));
+        let reports = Reports::to(deliveries);
         let producer: BaseProducer<Reports> =
             self.config
                 .create_with_context(reports)
@@ -521,42 +521,6 @@ impl Slots {
     fn release(&mut self, index: usize) {
         self.slots[index] = Slot::Free;
         self.free.push(index);
-    }
-}
-
-/// The callbacks of one producer, which owns this alone: dropped with it, after its last report.
-struct Reports(Arc<Deliveries>);
-
-impl Drop for Reports {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
-impl ProducerContext for Reports {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
-        let result = match result {
-            Ok(record) if record.offset() >= 0 => Ok(()),
-            Ok(_) => Err(PublishError::Unproven),
-            Err((error, _)) => Err(PublishError::of(
-                error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail),
-            )),
-        };
-        self.0.done(slot, result);
-    }
-}
-
-impl ClientContext for Reports {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        log_line(level, facility, line);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // Which errors are fatal the event does not say: it carries the code behind it.
-        self.0.troubled.store(true, Ordering::Release);
-        tracing::debug!(%error, reason, "the producer reports");
     }
 }
 

@@ -74,7 +74,7 @@ pub(super) async fn serve(core: Arc<Core>, mut wakeups: Wakeups<Reports>) {
 /// Cheap as long as nothing went wrong; librdkafka's own question locks.
 fn is_fatal(producer: &BaseProducer<Reports>) -> bool {
     let client = producer.client();
-    client.context().0.troubled.load(Ordering::Acquire) && client.fatal_error().is_some()
+    client.context().deliveries.troubled.load(Ordering::Acquire) && client.fatal_error().is_some()
 }
 
 async fn serve_queued(wakeups: &Wakeups<Reports>) {
@@ -100,5 +100,5 @@ pub(super) fn end(producer: &BaseProducer<Reports>) {
     producer.purge(PurgeConfig::default().queue().inflight());
     // Serves the reports of what was purged; those that did not come in time end with the line below.
     let _ = producer.flush(PURGE_TIMEOUT);
-    producer.client().context().0.end();
+    producer.client().context().deliveries.end();
 }
