@@ -44,6 +44,8 @@ const FORMAT_LINE: &str = "convolake spool, format ";
 /// Records and bytes that are copied in one commit.
 const COPY_RECORDS: usize = 4_096;
 const COPY_BYTES: usize = 8 * 1024 * 1024;
+/// Where nobody knows which records a file should have.
+const EVERY_NUMBER: Range<u64> = 0..u64::MAX;
 /// Files that may be set aside within one second.
 const MAX_ASIDE: u32 = 100;
 
@@ -142,8 +144,9 @@ impl Folder {
         })
     }
 
-    /// Opens the queue, or makes one; sets aside a file that is none and keeps what can be read of it.
-    pub(super) fn open_queue(&self) -> Result<(Open, Mended), Fault> {
+    /// Opens the queue, or makes one; sets aside a file that is none and keeps what can be read of it. No number
+    /// below `next` is given again, which whoever has used the file before knows.
+    pub(super) fn open_queue(&self, next: u64) -> Result<(Open, Mended), Fault> {
         let (main, new) = (self.path.join(QUEUE), self.path.join(NEW));
         if !exists(&main)? {
             if exists(&new)? {
@@ -151,7 +154,7 @@ impl Folder {
                 fs::rename(&new, &main)?;
                 sync_folder(&self.path)?;
             } else {
-                let open = self.build(None, 0)?;
+                let open = self.build(None, next)?;
                 self.put_in_place(false)?;
                 return Ok((open, Mended::default()));
             }
@@ -160,13 +163,13 @@ impl Folder {
         remove(&new)?;
         if file.metadata()?.len() == 0 {
             // redb would make a queue of its own in it.
-            return self.replace(&file, &(0..u64::MAX), None);
+            return self.replace(&file, &EVERY_NUMBER, None, next);
         }
         match Queue::open(self.backend(&file)?) {
             Ok(queue) => Ok((Open { queue, file }, Mended::default())),
             Err(Fault::Damaged(reason)) => {
                 tracing::error!(reason, "the spool's file is damaged, or is no spool");
-                self.replace(&file, &(0..u64::MAX), None)
+                self.replace(&file, &EVERY_NUMBER, None, next)
             }
             Err(other) => Err(other),
         }
@@ -174,19 +177,17 @@ impl Folder {
 
     /// Puts a new file in the place of `old`, with every record of `numbers` that can be read from it.
     /// Where that is not all of the `expected` number, or nobody knows, `old` is set aside; so is another
-    /// file that lies in its place.
+    /// file that lies in its place. The new file's first number is `next`, or follows what was found.
     pub(super) fn replace(
         &self,
         old: &File,
         numbers: &Range<u64>,
         expected: Option<u64>,
+        next: u64,
     ) -> Result<(Open, Mended), Fault> {
         let found = search(old, numbers)?;
         let salvaged = found.len() as u64;
-        let next = match expected {
-            Some(_) => numbers.end,
-            None => found.last().map_or(0, |last| last.number + 1),
-        };
+        let next = found.last().map_or(next, |last| next.max(last.number + 1));
         let open = self.build(Some((old, &found)), next).inspect_err(|_| {
             // Half a copy is of no use, and takes room where that may be what is wanting.
             let _ = fs::remove_file(self.path.join(NEW));

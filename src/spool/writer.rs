@@ -108,7 +108,7 @@ impl Writer {
             reserved: false,
             reserve_at: Instant::now(),
         };
-        match writer.with_reserve(|writer| writer.folder.open_queue()) {
+        match writer.with_reserve(|writer| writer.folder.open_queue(0)) {
             Ok((open, mended)) => writer.opened(open, mended),
             Err(Fault::Newer(format)) => return Err(Error::newer(&settings.folder, format)),
             Err(fault) => writer.down(None, &fault),
@@ -354,12 +354,13 @@ impl Writer {
             remade |= before.as_ref().is_some_and(gone);
             folder.restore()?;
             let Some(before) = &before else {
-                return folder.open_queue();
+                return folder.open_queue(0);
             };
+            let (numbers, next) = (&before.numbers, before.numbers.end);
             if before.replace || remade {
-                folder.replace(&before.file, &before.numbers, Some(before.records))
+                folder.replace(&before.file, numbers, Some(before.records), next)
             } else {
-                folder.open_queue()
+                folder.open_queue(next)
             }
         });
         if remade && opened.is_ok() {

@@ -312,3 +312,30 @@ async fn damage_under_a_running_spool_is_set_aside() {
     assert_eq!(files(&folder, "set-aside"), 1);
     spool.close(PATIENCE).await;
 }
+
+/// Whoever still has the number of a record that was lost to damage must not remove another one by it.
+#[tokio::test]
+async fn a_damaged_file_that_is_opened_again_gives_no_number_twice() {
+    use std::os::unix::fs::FileExt;
+    let folder = folder();
+    let (faults, wrap) = Faults::new(&settings(&folder).folder);
+    let spool = Spool::open_with(&settings(&folder), wrap).unwrap();
+    push_all(&spool, 0..10).await;
+    let last = held(&spool).await.last().unwrap().number();
+    let file = queue_file(&folder);
+    let found = record::search(&file, &(last..last + 1)).unwrap();
+    file.write_all_at(b"changed", found[0].offset).unwrap();
+    file.write_all_at(b"no queue", 0).unwrap();
+    faults.capacity.store(1, Ordering::SeqCst);
+    let pushed = within(spool.push(entry_of(10, 100_000), PATIENCE)).await;
+    assert_eq!(pushed, Err(NotStored::Down));
+    faults.capacity.store(0, Ordering::SeqCst);
+    until("it works again", async || {
+        spool.push(entry(11), PATIENCE).await.is_ok()
+    })
+    .await;
+    within(spool.oldest(vec![last], None, ALL)).await.unwrap();
+    let kept = held(&spool).await;
+    assert_eq!(values(&kept).last(), Some(&11), "{last}");
+    spool.close(PATIENCE).await;
+}
