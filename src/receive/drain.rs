@@ -77,7 +77,7 @@ struct Drain {
     /// Kafka refuses these; they are below `after`.
     refused: BTreeSet<u64>,
     retry_refused_at: Option<Instant>,
-    /// Kafka did not answer the last batch.
+    /// Kafka did not answer the last batch, or not for all of it.
     probing: bool,
     /// Kafka took nothing of it.
     nothing_taken: bool,
@@ -162,6 +162,10 @@ impl Drain {
                 }
             }
         }
+        if let Some(failed) = failed {
+            // Those behind it are read again with it.
+            self.refused.retain(|refused| *refused < failed);
+        }
         self.nothing_taken = self.acknowledged.len() == taken_before;
         failed
     }
@@ -181,4 +185,39 @@ async fn send(publisher: &Publisher, batch: &[Stored]) -> Vec<(u64, Acknowledgem
         tokio::task::yield_now().await;
     }
     sent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topic::{EmbeddedCluster, Message};
+
+    /// What is read again must not count as passed over: the way back would open before it was handed over.
+    #[tokio::test]
+    async fn a_refused_record_behind_one_that_failed_is_read_again_with_it() {
+        let cluster = EmbeddedCluster::start(1, &["events"]).unwrap();
+        let publisher = Publisher::start(&cluster.settings()).unwrap();
+        let mut sent = Vec::new();
+        for number in 5..10 {
+            match number {
+                6 | 8 => cluster.refuse_produce(1),
+                7 => cluster.doubt_produce(),
+                _ => {}
+            }
+            let record = Message {
+                topic: "events",
+                key: None,
+                value: b"v",
+                headers: &[],
+            };
+            sent.push((number, publisher.publish(&record)));
+            while publisher.in_flight() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        let mut drain = Drain::default();
+        assert_eq!(drain.results(sent).await, Some(7));
+        assert_eq!(drain.acknowledged, [5, 9]);
+        assert_eq!(drain.refused, BTreeSet::from([6]));
+    }
 }
