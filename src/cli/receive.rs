@@ -121,13 +121,10 @@ async fn serve(
     let (clock, stop) = (process.clock, process.stop.clone());
     process.tasks.spawn("receive", async move {
         let served = receive::serve(listener, settings, publisher.clone(), clock, stop).await;
-        // Nothing that was answered 204 is unacknowledged; this flush is for what was not answered, or is
-        // in the spool as well.
+        // Everybody has an answer: what is still on its way was answered 503, or is in the spool as well.
         let flushed = publisher.close(PUBLISHER_DRAIN).await;
         if let Some(spool) = spool {
             spool.close(SPOOL_DRAIN).await;
-            served?;
-            return Ok(());
         }
         served?;
         Ok(flushed?)

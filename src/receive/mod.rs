@@ -26,8 +26,10 @@ mod ways;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::poll;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -215,13 +217,24 @@ async fn connection(stream: TcpStream, seat: Seat, edge: Arc<Edge>, stop: Stop) 
         .half_close(true)
         .serve_connection(Gate::new(stream), service);
     tokio::pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = seat.wanted() => return,
-        () = stop.requested() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => break ended,
+            () = seat.wanted() => {
+                // A request that the kernel has by now is not cut off: the yield lets it be seen.
+                tokio::task::yield_now().await;
+                if let Poll::Ready(ended) = poll!(connection.as_mut()) {
+                    break ended;
+                }
+                if seat.is_leaving() {
+                    return;
+                }
+            }
+            () = stop.requested() => {
+                connection.as_mut().graceful_shutdown();
+                break connection.await;
+            }
         }
     };
     if let Err(error) = ended {

@@ -170,10 +170,15 @@ impl Seat {
     pub(super) async fn wanted(&self) {
         loop {
             self.occupant.leave.notified().await;
-            if self.occupant.waits_since.load(Ordering::Acquire) == LEAVING {
+            if self.is_leaving() {
                 return;
             }
         }
+    }
+
+    /// Whether another is to have the seat, and no request has begun since.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.occupant.waits_since.load(Ordering::Acquire) == LEAVING
     }
 }
 

@@ -6,8 +6,9 @@
 //! Guarantees: a single failure never switches; a switch to the spool lasts at least [`MIN_STAY`], and twice
 //! as long as the last one where Kafka failed again soon after, so that a Kafka that works every other
 //! second is not followed back and forth. The way back opens only once the spool has nothing that is not on
-//! its way to Kafka, so that no record overtakes an older one of its key; but for a receiver so busy that
-//! this never holds, where it opens after [`CATCH_UP_LIMIT`] with few records left.
+//! its way to Kafka, so that no record overtakes an older one of its key. Two exceptions: a receiver so busy
+//! that this never holds, where it opens after [`CATCH_UP_LIMIT`] with few records left, and a record that is
+//! sent again because it failed alone.
 
 use std::time::Duration;
 
