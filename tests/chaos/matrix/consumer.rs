@@ -79,7 +79,7 @@ pub(super) static ROWS: &[Row] = &[
             },
             load: STEADY,
             before: &[],
-            steps: &[Step::Terminate(Who::Worker, times(3, 60))],
+            steps: &[Step::Terminate(Who::Worker, times(3, 50))],
             claims: &[Claim::Lives],
         }),
     },

@@ -29,7 +29,7 @@ pub(super) static ROWS: &[Row] = &[
             stand: SPOOLED,
             load: STEADY,
             before: &[],
-            steps: &[Step::Kill(Who::Kafka, times(2, 20), (200, 2_000))],
+            steps: &[Step::Kill(Who::Kafka, times(2, 12), (200, 2_000))],
             claims: &[PROMISED, Claim::FirstOk(secs(1)), Claim::Lives],
         }),
     },

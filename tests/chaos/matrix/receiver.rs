@@ -75,7 +75,7 @@ pub(super) static ROWS: &[Row] = &[
             },
             load: STEADY,
             before: &[Step::Proxy(Toxic::Latency(100))],
-            steps: &[Step::Terminate(Who::Receiver, times(6, 50))],
+            steps: &[Step::Terminate(Who::Receiver, times(6, 15))],
             claims: &[],
         }),
     },

@@ -112,14 +112,18 @@ pub(super) static ROWS: &[Row] = &[
         place: "spool",
         fault: "bit flips, torn and zeroed tails, cut and foreign files",
         must: "the valid part is kept, damage is counted and set aside, no crash loop",
-        plan: Plan::Tested(&["spool::"]),
+        plan: Plan::Tested(&[
+            "spool::tests::damage",
+            "spool::tests::edits",
+            "spool::tests::folders",
+        ]),
     },
     Row {
         id: "D6",
         place: "spool",
         fault: "a crash at every step, against a model",
         must: "what was acknowledged is there again",
-        plan: Plan::Tested(&["spool::"]),
+        plan: Plan::Tested(&["spool::tests::crashes", "spool::tests::faults"]),
     },
     Row {
         id: "D7",
