@@ -8,7 +8,7 @@ use std::io::BufRead;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Plan, Row};
+use crate::plan::Row;
 
 /// Whether what must hold did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,10 +100,7 @@ pub(crate) fn page<'a>(
         let last = found
             .iter()
             .rfind(|line| line.row == row.id && line.sabotage.is_none());
-        last.map_or_else(
-            || "not part of this run".to_owned(),
-            |line| figures(line, row),
-        )
+        last.map_or_else(|| "not run | not part of this run".to_owned(), figures)
     };
     let ran = |line: &&Line| line.sabotage.is_none() && line.verdict != Verdict::NotRun;
     let mut text = String::from(HEAD);
@@ -160,9 +157,9 @@ pub(crate) fn page<'a>(
 }
 
 /// Verdict and figures, as two cells.
-fn figures(line: &Line, row: &Row) -> String {
-    if let Plan::NotRun(why) = row.plan {
-        return format!("not run | {why}");
+fn figures(line: &Line) -> String {
+    if line.verdict == Verdict::NotRun {
+        return format!("not run | {}", cell(&line.why.join("; ")));
     }
     let f = &line.figures;
     let mut cells = Vec::new();

@@ -27,12 +27,6 @@ pub(crate) enum Plan {
     Tested(&'static [&'static str]),
     /// Run at its full size by integration tests of these names.
     Integration(&'static [&'static str]),
-    /// Why it cannot be run by this harness, wherever that is.
-    #[allow(
-        dead_code,
-        reason = "every row can be run by now; the next that cannot says why"
-    )]
-    NotRun(&'static str),
 }
 
 /// One experiment.
